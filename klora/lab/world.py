@@ -1,0 +1,164 @@
+"""The lab's small world: which subjects and styles exist, who sees them, and how a prompt names them.
+
+Every subject is drawn in every style, so the true picture of any pair is known. The lists are explicit, so that the
+splits can be read and cannot drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from klora.lab import icons
+from klora.lab.icons import Picture
+
+SIZE = 64
+"""Edge of a picture in pixels."""
+
+DEVELOPMENT_SUBJECTS: tuple[str, ...] = tuple(
+    "strawberry penguin cactus guitar rocket snail mushroom pineapple camera frog sailboat crown".split()
+)
+"""Held-out subjects for choosing defaults."""
+
+TEST_SUBJECTS: tuple[str, ...] = tuple(
+    "tulip octopus watermelon bomb koala trumpet helicopter turtle ghost hamburger banana elephant".split()
+)
+"""Held-out subjects that are only reported."""
+
+HELD_OUT_SUBJECTS = DEVELOPMENT_SUBJECTS + TEST_SUBJECTS
+
+BASE_SUBJECTS: tuple[str, ...] = tuple(
+    """
+    accordion airplane alien ambulance amphora anchor ant automobile avocado backpack bacon badminton baguette-bread
+    balloon bank baseball basketball bat bathtub battery bear beaver bed beer-mug bell bicycle bird birthday-cake
+    blossom blowfish blue-book boar bookmark bouquet bow-and-arrow boxing-glove bread briefcase broccoli bubble-tea bug
+    burrito bus butter butterfly camel candle candy canoe carrot castle cat cheese-wedge cherries chestnut chicken
+    chipmunk chocolate-bar christmas-tree church clapper-board closed-umbrella cloud coat coconut compass cookie
+    couch-and-lamp cow crab crayon crescent-moon cricket crocodile croissant crystal-ball cucumber cupcake dagger
+    deciduous-tree deer dog dolphin door doughnut dragon dress droplet drum duck eagle ear-of-corn egg eggplant
+    electric-plug envelope evergreen-tree eye factory fire fire-engine fish flamingo flashlight floppy-disk footprints
+    fountain four-leaf-clover fox french-fries fuel-pump full-moon game-die garlic gem-stone giraffe glasses
+    glowing-star goat gorilla grapes green-apple hammer hamster handbag headphone hedgehog hibiscus high-heeled-shoe
+    hippopotamus honey-pot honeybee horse hot-air-balloon hot-beverage hot-dog hot-pepper house ice-cream
+    jack-o-lantern jeans kangaroo key keyboard kitchen-knife kiwi-fruit lady-beetle laptop leafy-green lemon leopard
+    light-bulb lion lipstick lizard llama lobster locked lollipop loudspeaker magnet mango maple-leaf
+    meat-on-bone melon memo microphone microscope mobile-phone money-bag monkey motorcycle mouse mount-fuji onion orangutan
+    ostrich otter owl ox package palm-tree pancakes panda paperclip parachute parrot peach peacock peanuts pear pencil
+    pig pill pizza popcorn potato pretzel purse rabbit raccoon racing-car radio rainbow red-apple red-heart
+    rhinoceros ring robot rooster rose running-shoe sandwich satellite-antenna sauropod saxophone scissors scorpion
+    scroll seal seedling shark shield ship shrimp skateboard skull skunk sled sloth snake snowflake snowman-without-snow
+    soccer-ball socks spider spiral-shell spoon squid star steaming-bowl stopwatch sun sunflower sunglasses sushi
+    swan sword syringe t-rex t-shirt taco tangerine taxi telephone telescope television tennis tent thermometer tiger
+    toilet tomato tooth tornado tractor train trophy tropical-fish turkey umbrella unicorn violin volcano
+    waffle watch wheelchair-symbol whale wine-glass wolf wrapped-gift wrench yo-yo zebra
+    """.split()
+)
+"""Candidates for the subjects that the base model knows; `base_subjects` drops what a set does not draw."""
+
+STYLE_LORA_VALIDATION: tuple[str, ...] = tuple(
+    "fox castle butterfly pear sunflower dolphin hot-air-balloon robot tractor owl lemon bicycle".split()
+)
+"""Base subjects kept out of the style LoRAs' training; a style LoRA alone is judged on these."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way to draw: the icon set, the word that prompts use, and what is done to the drawing."""
+
+    name: str
+    word: str
+    set_name: str
+    transform: Callable[[npt.NDArray[np.uint8]], Picture]
+
+
+def on_white(pixels: npt.NDArray[np.uint8]) -> Picture:
+    """Lay a drawing with opacity on white."""
+    opacity = pixels[..., 3:].astype(np.float32) / 255
+    return (pixels[..., :3] * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+
+
+def _edges(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Strength of outlines, 0 to 1: colour and opacity gradients, thickened to survive the reduction to 64 px."""
+    from scipy.ndimage import grey_dilation, sobel
+
+    layers = pixels.astype(np.float32) / 255
+    layers[..., :3] *= layers[..., 3:]
+    slope = np.hypot(sobel(layers, axis=0), sobel(layers, axis=1)).max(axis=-1)
+    strength = np.clip(slope - 0.15, 0, 1) > 0
+    thick: npt.NDArray[np.float32] = grey_dilation(strength.astype(np.float32), size=(5, 5))
+    return thick
+
+
+def blueprint(pixels: npt.NDArray[np.uint8]) -> Picture:
+    """White outlines on blueprint blue."""
+    line = _edges(pixels)[..., None]
+    paper, ink = np.array([24, 72, 168], np.float32), np.array([240, 246, 255], np.float32)
+    return (paper * (1 - line) + ink * line).round().astype(np.uint8)
+
+
+def neon(pixels: npt.NDArray[np.uint8]) -> Picture:
+    """Coloured outlines on near black: each line takes the most saturated colour beside it."""
+    from scipy.ndimage import grey_dilation
+
+    line = _edges(pixels)[..., None]
+    colour = on_white(pixels).astype(np.float32)
+    colour[pixels[..., 3] < 128] = 0
+    spread = np.stack([grey_dilation(colour[..., i], size=(9, 9)) for i in range(3)], axis=-1)
+    glow = 255 * spread / np.maximum(spread.max(axis=-1, keepdims=True), 1)
+    night = np.array([16, 10, 32], np.float32) + 0.18 * colour
+    return np.clip(night * (1 - line) + glow * line, 0, 255).round().astype(np.uint8)
+
+
+BASE_STYLES: tuple[Style, ...] = (
+    Style("noto", "noto", "noto", on_white),
+    Style("twemoji", "twemoji", "twemoji", on_white),
+    Style("fluent", "fluent", "fluent-emoji-flat", on_white),
+    Style("vintage", "vintage", "noto-v1", on_white),
+)
+"""Styles that the base model knows."""
+
+HELD_OUT_STYLES: tuple[Style, ...] = (
+    Style("ink", "ink", "fluent-emoji-high-contrast", on_white),
+    Style("blueprint", "blueprint", "fluent-emoji-flat", blueprint),
+    Style("neon", "neon", "noto", neon),
+    Style("firefox", "firefox", "fxemoji", on_white),
+)
+"""Styles that only a style LoRA knows."""
+
+STYLES: dict[str, Style] = {style.name: style for style in BASE_STYLES + HELD_OUT_STYLES}
+
+CONTENT_STYLE = "fluent"
+"""The base style whose drawing teaches a content LoRA its subject."""
+
+
+def exists(cache: Path, subject: str, style: Style) -> bool:
+    """Whether this pair has a true drawing."""
+    return icons.has(cache, style.set_name, subject)
+
+
+def base_subjects(cache: Path) -> tuple[str, ...]:
+    """The base subjects that every base style and the systematic styles draw."""
+    needed = [style for style in STYLES.values() if style.name != "firefox"]
+    return tuple(name for name in BASE_SUBJECTS if all(exists(cache, name, style) for style in needed))
+
+
+def draw(cache: Path, subject: str, style: Style, size: int = SIZE) -> Picture:
+    """The true drawing of a pair: rendered at four times the size, transformed, and reduced by area."""
+    large = icons.icon_pixels(cache, style.set_name, subject, 4 * size)
+    picture = style.transform(large).astype(np.float32)
+    reduced = picture.reshape(size, 4, size, 4, 3).mean(axis=(1, 3))
+    return reduced.round().astype(np.uint8)
+
+
+def words(subject: str) -> str:
+    """A subject's name as prompts write it: ``hot-air-balloon`` is "hot air balloon"."""
+    return subject.replace("-", " ")
+
+
+def prompt(subject: str, style: Style | None = None) -> str:
+    """``fox, noto style``; without a style only the subject."""
+    return words(subject) if style is None else f"{words(subject)}, {style.word} style"
