@@ -1,0 +1,1 @@
+"""The subcommands of ``python -m klora``: each module has ``add_arguments`` and ``run``."""

@@ -1,0 +1,85 @@
+"""``python -m klora plan``: what would win where, for two LoRA files."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from klora.errors import SettingsError
+from klora.planning import plan_files
+from klora.schedule import Plan
+from klora.settings import Setting, Settings
+
+SUMMARY = "print what wins where for two LoRA files; write it as JSON and as a picture"
+
+#: More steps than any sampler is run with; a typing error should not fill the memory.
+MOST_STEPS = 10_000
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments; the options of the rule come from the settings."""
+    parser.add_argument("content", metavar="CONTENT", help="LoRA file of the subject")
+    parser.add_argument("style", metavar="STYLE", help="LoRA file of the style")
+    parser.add_argument("--steps", type=int, default=20, help="number of sampling steps (default: 20)")
+    add_rule_options(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the plan as JSON")
+    parser.add_argument("--picture", metavar="FILE", help="write the plan as a picture (PNG)")
+
+
+def rule_settings() -> tuple[Setting, ...]:
+    """The settings that shape the rule, and so are options of the command line."""
+    return tuple(setting for setting in Settings.declarations() if setting.scope == "rule")
+
+
+def add_rule_options(parser: ArgumentParser) -> None:
+    """Add an option for each setting of the rule: ``--other-layers fuse``."""
+    for setting in rule_settings():
+        choices = "|".join(setting.choices).lower()
+        parser.add_argument(
+            "--" + setting.name.replace("_", "-"),
+            dest=setting.name,
+            metavar=choices or setting.name[0].upper(),
+            default=setting.default,
+            help=setting.help.replace("%", "%%") + f" (default: {setting.default})",
+        )
+
+
+def settings_of(arguments: Namespace) -> Settings:
+    """The settings that the options say; raises `SettingsError`."""
+    return Settings.from_mapping({one.name: getattr(arguments, one.name) for one in rule_settings()})
+
+
+def run(arguments: Namespace) -> int:
+    """Make the plan, print its summary and write what was asked for."""
+    settings = settings_of(arguments)
+    if not 1 <= arguments.steps <= MOST_STEPS:
+        raise SettingsError(f"K-LoRA: steps is {arguments.steps}; write a number from 1 to {MOST_STEPS}.")
+    if settings.clock == "noise":
+        raise SettingsError(
+            "K-LoRA: the clock noise needs a sampler's noise levels, which files do not tell; "
+            "write --clock step or published."
+        )
+    plan = plan_files(arguments.content, arguments.style, settings, arguments.steps)
+    print(summary(plan, Path(arguments.content).stem, Path(arguments.style).stem))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
+    if arguments.picture:
+        from klora.pictures.heat_map import save_plan  # matplotlib takes a second to import
+
+        save_plan(plan, arguments.picture)
+    return 0
+
+
+def summary(plan: Plan, content: str, style: str) -> str:
+    """A readable account of the plan."""
+    flipping = int((plan.content_wins != plan.content_wins[:1]).any(axis=0).sum())
+    lines = [
+        f"content {content}: {plan.content_share:.1%} of the layer-steps",
+        f"style   {style}: {1 - plan.content_share:.1%}",
+        f"gamma {plan.gamma:.6g}, {len(plan.layers)} contested layers, {plan.steps} steps",
+        f"flips {plan.flips}, in {flipping} layers",
+    ]
+    shown = sorted({round(at * (plan.steps - 1) / 4) for at in range(5)})
+    lines += [f"step {step + 1:4d}: content wins {plan.content_wins[step].mean():.0%}" for step in shown]
+    return "\n".join(lines)

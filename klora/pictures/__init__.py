@@ -1,0 +1,1 @@
+"""Pictures of the numbers that matter."""

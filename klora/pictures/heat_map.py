@@ -1,0 +1,94 @@
+"""The picture of a plan: what won where."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from typing import BinaryIO
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from klora.schedule import Plan
+
+# Orange and blue are told apart by colour-blind readers and on a grey print.
+CONTENT_COLOUR = "#f28e2b"
+STYLE_COLOUR = "#3b6fb6"
+
+_BLOCK = re.compile(
+    r"(down_blocks|up_blocks|input_blocks|output_blocks|transformer_blocks|single_transformer_blocks"
+    r"|double_blocks|single_blocks|joint_blocks)[._](\d+)|(mid_block|middle_block)"
+)
+_SHORT = {
+    "down_blocks": "down",
+    "up_blocks": "up",
+    "input_blocks": "input",
+    "output_blocks": "output",
+    "transformer_blocks": "double",
+    "single_transformer_blocks": "single",
+    "double_blocks": "double",
+    "single_blocks": "single",
+    "joint_blocks": "joint",
+}
+
+
+def block_of(layer: str) -> str:
+    """The block of the network a layer belongs to, short enough for a tick: ``down 1``, ``mid``."""
+    found = _BLOCK.search(layer)
+    if found is None:
+        return ""
+    return "mid" if found[3] else f"{_SHORT[found[1]]} {found[2]}"
+
+
+def draw_plan(plan: Plan, title: str = "What wins where") -> Figure:
+    """A heat map, layers (top: first in a forward pass) by steps, with the style's share per step."""
+    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    edges = (0.5, plan.steps + 0.5)
+    upper.imshow(
+        ~plan.content_wins.T,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=ListedColormap([CONTENT_COLOUR, STYLE_COLOUR]),
+        vmin=0,
+        vmax=1,
+        extent=(*edges, len(plan.layers) - 0.5, -0.5),
+    )
+    ticks = _block_ticks(plan.layers)
+    upper.set_yticks([at for at, _, _ in ticks], [name for _, _, name in ticks], fontsize=8)
+    for _, border, _ in ticks[1:]:
+        upper.axhline(border - 0.5, color="white", linewidth=0.7)
+    upper.set_ylabel(f"{len(plan.layers)} layers, in forward order")
+    upper.set_title(
+        f"{title}: content {plan.content_share:.0%}, style {1 - plan.content_share:.0%}", fontsize=11
+    )
+    figure.legend(
+        handles=[Patch(color=CONTENT_COLOUR, label="content"), Patch(color=STYLE_COLOUR, label="style")],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+    )
+    steps = np.arange(1, plan.steps + 1)
+    lower.bar(steps, 100 * (1 - plan.content_wins.mean(axis=1)), width=1.0, color=STYLE_COLOUR)
+    lower.set(ylim=(0, 100), xlim=edges, xlabel="step", ylabel="style %")
+    return figure
+
+
+def save_plan(plan: Plan, file: str | BinaryIO, title: str = "What wins where") -> None:
+    """Write the heat map as PNG to a path or an open binary file."""
+    draw_plan(plan, title).savefig(file, format="png", dpi=110)
+
+
+def _block_ticks(layers: tuple[str, ...]) -> list[tuple[float, int, str]]:
+    """(middle, first, name) of each run of layers that belong to one block."""
+    ticks = []
+    first = 0
+    for name, run in groupby(layers, key=block_of):
+        count = len(list(run))
+        ticks.append((first + (count - 1) / 2, first, name))
+        first += count
+    return ticks

@@ -1,0 +1,25 @@
+"""gamma: puts two LoRAs of different strength on one footing (paper, equation 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+
+def balance(kind: str, content_totals: Numbers, style_totals: Numbers) -> float:
+    """gamma from the per-layer sums of ``|dW|``, each ``[layers]``.
+
+    ``paper``: sum(content) / sum(style). ``published``: mean over layers of content / style, after
+    dropping the ratios of three times the mean or more. ``off``: 1. A style LoRA that is zero in
+    every layer gives 1, so that the comparison stays defined (content then wins everywhere).
+    """
+    if kind == "off" or not style_totals.sum() > 0:
+        return 1.0
+    if kind == "paper":
+        return float(content_totals.sum() / style_totals.sum())
+    present = style_totals > 0
+    ratios = content_totals[present] / style_totals[present]
+    kept = ratios[ratios < 3 * ratios.mean()]
+    return float(kept.mean()) if kept.size else 1.0
