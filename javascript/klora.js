@@ -1,0 +1,67 @@
+// K-LoRA in the browser: a line in the accordion that says, while the prompt is typed, which LoRA is
+// content and which is style. It decides nothing: the same rules in Python (klora/hosts/webui/roles.py)
+// cast the pair when the picture is made, and one table of cases tests both.
+"use strict";
+
+(function() {
+    const FIRST = "first LoRA in the prompt";
+    const SECOND = "second LoRA in the prompt";
+    const POSITIONS = [FIRST, SECOND];
+
+    /** The names in the LoRA tags of a prompt, in order, as the host reads them. */
+    function tagsIn(prompt) {
+        const names = [];
+        for (const [, kind, words] of prompt.matchAll(/<(\w+):([^>]+)>/g)) {
+            if (kind !== "lora" && kind !== "lyco") continue;
+            const unnamed = words.split(":").filter((part) => part.split("=").length !== 2);
+            if (unnamed.length) names.push(unnamed[0]);
+        }
+        return names;
+    }
+
+    function byPosition(choice, present, otherPick) {
+        const index = POSITIONS.indexOf(choice);
+        if (index < present.length && present[index] !== otherPick) return present[index];
+        const left = present.filter((name) => name !== otherPick);
+        return left.length && (otherPick !== null || index === 0) ? left[0] : null;
+    }
+
+    function problemOf(content, style, found) {
+        if (content !== null && content === style) {
+            return `Content and style are both ${content}: choose two different LoRAs.`;
+        }
+        if (content !== null && style !== null) return null;
+        const count = found.length ? `${found.length} (${found.join(", ")})` : "none";
+        let remedy = "add the content LoRA and the style LoRA to the prompt or pick them in the accordion";
+        if (content !== null || style !== null) {
+            const missing = content === null ? "content" : "style";
+            remedy = `add the ${missing} LoRA to the prompt or pick it in the accordion`;
+        }
+        return `K-LoRA needs two LoRAs, found ${count}: ${remedy}.`;
+    }
+
+    /** Cast the LoRAs of a prompt; `aliases` is a Map from an alias to the name of the same file. */
+    function assign(tags, contentChoice, styleChoice, aliases) {
+        const known = (name) => aliases.has(name) ? aliases.get(name) : name;
+        const pick = (choice) => POSITIONS.includes(choice) ? null : known(choice);
+        const present = [...new Set(tags.map(known))];
+        const contentPick = pick(contentChoice);
+        const stylePick = pick(styleChoice);
+        const content = contentPick === null ? byPosition(contentChoice, present, stylePick) : contentPick;
+        const style = stylePick === null ? byPosition(styleChoice, present, contentPick) : stylePick;
+        const found = [...new Set([...present, contentPick, stylePick])].filter((name) => name !== null);
+        return {
+            content: content,
+            style: style,
+            content_picked: content !== null && !present.includes(content),
+            style_picked: style !== null && !present.includes(style),
+            extras: present.filter((name) => name !== content && name !== style),
+            problem: problemOf(content, style, found),
+        };
+    }
+
+    if (typeof module !== "undefined" && module.exports) {
+        module.exports = {tagsIn: tagsIn, assign: assign};
+        return; // node, for the tests: there is no page
+    }
+})();
