@@ -1,0 +1,122 @@
+"""K-LoRA in a picture's infotext: what is written, and what a pasted text restores.
+
+The host joins its dict of parameters into ``key: value, key: value``. It quotes a value that holds a
+comma, a colon or a line break, and reads ``123x456`` as two numbers under ``key-1`` and ``key-2``;
+LoRA names can be any of that, so both directions mind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from klora.errors import SettingsError
+from klora.settings import Setting, Settings
+
+PAIR_KEY = "K-LoRA"
+FALLBACK_KEY = "K-LoRA fallback"
+
+SettingValue = bool | float | str
+
+
+@dataclass(frozen=True)
+class FusedLora:
+    """A LoRA as the infotext names it."""
+
+    name: str
+    short_hash: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.short_hash})" if self.short_hash else self.name
+
+
+@dataclass(frozen=True)
+class FusedPair:
+    """The two LoRAs of a picture."""
+
+    content: FusedLora
+    style: FusedLora
+
+    def __str__(self) -> str:
+        return f"{self.content} + {self.style}"
+
+
+def all_keys() -> tuple[str, ...]:
+    """Every key this module may write, so that a job can first remove those of another one."""
+    return (PAIR_KEY, *(one.infotext_key for one in _written_settings()), FALLBACK_KEY)
+
+
+def written(settings: Settings, pair: FusedPair | None, fallback: str | None = None) -> dict[str, str]:
+    """What goes into the infotext: the pair, the rule, other settings if changed, and a fallback.
+
+    The rule is written even where it is the default, so that a picture can be made again after a
+    default has changed.
+    """
+    texts = {PAIR_KEY: str(pair)} if pair is not None else {}
+    for setting in _written_settings():
+        value = getattr(settings, setting.name)
+        if setting.scope == "rule" or value != setting.default:
+            texts[setting.infotext_key] = _readable(setting, value, settings)
+    if fallback:
+        texts[FALLBACK_KEY] = fallback
+    return {key: _surviving(key, text) for key, text in texts.items()}
+
+
+def is_in(parameters: Mapping[str, object]) -> bool:
+    """Whether a parsed infotext comes from a picture that K-LoRA was asked for."""
+    return any(_text(parameters, key) is not None for key in all_keys())
+
+
+def restored(setting: Setting, parameters: Mapping[str, object]) -> SettingValue | None:
+    """The value of one control after pasting; ``None`` leaves the control as it is.
+
+    Without K-LoRA in the text only the box is unticked: the other controls keep what the user chose.
+    A value that is no longer valid gives way to the default.
+    """
+    if setting.name == "enabled":
+        return is_in(parameters)
+    if not is_in(parameters):
+        return None
+    text = _text(parameters, setting.infotext_key)
+    if text is None:
+        return setting.default
+    try:
+        return setting.parse(text)
+    except SettingsError:
+        return setting.default
+
+
+def _written_settings() -> tuple[Setting, ...]:
+    # That it was on is told by the presence of the other keys.
+    return tuple(one for one in Settings.declarations() if one.name != "enabled")
+
+
+def _readable(setting: Setting, value: SettingValue, settings: Settings) -> str:
+    if setting.kind == "number":
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if setting.name == "beta" and value == setting.default:
+        return f"{value} ({settings.beta_value:g})"
+    return str(value)
+
+
+def _surviving(key: str, text: str) -> str:
+    """``text`` such that the host's writer and parser bring it back.
+
+    The host does not quote a text for its quotation marks, and then its parser runs on to the next
+    one; nor does it write a value that equals its key. Both survive as a JSON string, which the
+    parser unwraps. A text that the host quotes itself must not be wrapped twice.
+    """
+    host_quotes = any(mark in text for mark in ",:\n")
+    if not host_quotes and ('"' in text or text == key):
+        return json.dumps(text, ensure_ascii=False)
+    return text
+
+
+def _text(parameters: Mapping[str, object], key: str) -> str | None:
+    if key in parameters:
+        return str(parameters[key])
+    if f"{key}-1" in parameters and f"{key}-2" in parameters:
+        return f"{parameters[f'{key}-1']}x{parameters[f'{key}-2']}"
+    return None

@@ -1,0 +1,82 @@
+"""The LoRA files that the WebUI knows, as its built-in Lora extension lists them.
+
+The whole family (A1111, Forge, Neo, reForge) keeps the same tables in a top-level module
+``networks``; what they can do is asked of the module, never of a version.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from klora.errors import HostError
+
+_TABLES = ("available_networks", "available_network_aliases", "list_available_networks")
+
+
+@dataclass(frozen=True)
+class KnownLora:
+    """One LoRA file: the name a prompt may use, its alias, where it lies."""
+
+    name: str
+    alias: str
+    path: str
+    entry: Any = field(repr=False, compare=False)
+
+    @property
+    def short_hash(self) -> str:
+        """The host's short hash; the first question may read the whole file, so it is asked late."""
+        if not self.entry.shorthash:
+            self.entry.read_hash()
+        return str(self.entry.shorthash or "")
+
+
+def lora_names() -> list[str]:
+    """The names of all LoRAs, sorted for reading."""
+    return sorted(_networks().available_networks, key=str.casefold)
+
+
+def find(name: str) -> KnownLora | None:
+    """The LoRA that a tag ``<lora:name:1>`` loads, by name or alias; ``None`` if the host has none."""
+    networks = _networks()
+    # Two files may claim one alias; the host then only lets it mean the file of that name.
+    contested = name.lower() in getattr(networks, "forbidden_network_aliases", {})
+    table = networks.available_networks if contested else networks.available_network_aliases
+    entry = table.get(name)
+    if entry is None:
+        return None
+    return KnownLora(name=entry.name, alias=entry.alias, path=entry.filename, entry=entry)
+
+
+def aliases() -> dict[str, str]:
+    """Every alias that differs from its file's name, and that name."""
+    found = {}
+    for alias in _networks().available_network_aliases:
+        lora = find(alias)
+        if lora is not None and lora.name != alias:
+            found[alias] = lora.name
+    return found
+
+
+def refresh() -> None:
+    """Let the host read its LoRA folder again."""
+    _networks().list_available_networks()
+
+
+def _networks() -> ModuleType:
+    try:
+        networks = importlib.import_module("networks")
+    except ImportError as error:
+        raise _no_library() from error
+    if not all(hasattr(networks, table) for table in _TABLES):
+        raise _no_library()
+    return networks
+
+
+def _no_library() -> HostError:
+    return HostError(
+        "K-LoRA needs the WebUI's built-in Lora extension, and it is not there; "
+        "switch it on in the Extensions tab and restart."
+    )

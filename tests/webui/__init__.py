@@ -1,0 +1,1 @@
+"""The WebUI side, tested against fakes of the host."""
