@@ -60,8 +60,137 @@
         };
     }
 
+    /** The sentence parts of the live line: [class, text], in order. */
+    function lineOf(roles) {
+        const parts = [];
+        const say = (role, title, name, picked) => {
+            if (name === null) return;
+            parts.push([`klora-${role}`, title], ["klora-name", name]);
+            if (picked) parts.push(["klora-aside", "picked here, loaded with its own weight"]);
+        };
+        say("content", "Content", roles.content, roles.content_picked);
+        say("style", "Style", roles.style, roles.style_picked);
+        if (roles.problem !== null) {
+            parts.push(["klora-problem", roles.problem]);
+        }
+        if (roles.extras.length && roles.problem === null) {
+            parts.push(["klora-aside", `added normally: ${roles.extras.join(", ")}`]);
+        }
+        return parts;
+    }
+
     if (typeof module !== "undefined" && module.exports) {
-        module.exports = {tagsIn: tagsIn, assign: assign};
+        module.exports = {tagsIn: tagsIn, assign: assign, lineOf: lineOf};
         return; // node, for the tests: there is no page
     }
+
+    // ---- the page ----------------------------------------------------------------------------------
+
+    const LOOK_EVERY = 600; // ms; pasting an infotext changes a prompt without any event
+    const ASK_AFTER = 400; // ms without a change before the notes on the files are asked for
+    const remembered = new Map(); // tab -> {seen, pair, asked, choices, timer}
+
+    const page = () => gradioApp();
+    const element = (id) => page().querySelector(`#${CSS.escape(id)}`);
+    const liveLine = (tab) => page().querySelector(`.klora-live[data-tab="${tab}"]`);
+    const promptBox = (tab) => page().querySelector(`#${tab}_prompt textarea`);
+
+    function memory(tab) {
+        if (!remembered.has(tab)) remembered.set(tab, {choices: {}, seen: null, asked: "", pair: ["", ""]});
+        return remembered.get(tab);
+    }
+
+    /** What a dropdown says; while its list is being searched the text in it is not yet a choice. */
+    function choiceIn(tab, role, line, fallback) {
+        const input = element(line.dataset[role])?.querySelector("input");
+        const choices = memory(tab).choices;
+        if (input && input !== document.activeElement && input.value.trim()) choices[role] = input.value.trim();
+        return choices[role] ?? fallback;
+    }
+
+    function write(line, parts) {
+        line.replaceChildren(...parts.map(([name, text]) => {
+            const span = document.createElement("span");
+            span.className = name;
+            span.textContent = text; // never markup: names come from files and prompts
+            return span;
+        }));
+    }
+
+    /** The weight sliders matter only for a LoRA that the prompt does not load. */
+    function showWeights(line, roles) {
+        element(line.dataset.contentWeight)?.classList.toggle("klora-unused", !roles.content_picked);
+        element(line.dataset.styleWeight)?.classList.toggle("klora-unused", !roles.style_picked);
+    }
+
+    /** Ask the server about the two files, once the pair has stayed the same for a moment. */
+    function askForNotes(tab, line, roles) {
+        const state = memory(tab);
+        state.pair = [roles.content ?? "", roles.style ?? ""];
+        clearTimeout(state.timer);
+        state.timer = setTimeout(() => {
+            const wanted = JSON.stringify(state.pair);
+            const button = element(line.dataset.pairButton);
+            if (!button || wanted === state.asked || !line.isConnected) return;
+            state.asked = wanted;
+            button.click();
+        }, ASK_AFTER);
+    }
+
+    function look(tab) {
+        const line = liveLine(tab);
+        const prompt = promptBox(tab);
+        if (!line || !prompt || line.offsetParent === null) return; // folded away or another tab
+        const content = choiceIn(tab, "content", line, FIRST);
+        const style = choiceIn(tab, "style", line, SECOND);
+        const state = memory(tab);
+        const seen = JSON.stringify([prompt.value, content, style]);
+        if (seen === state.seen && line.firstElementChild) return;
+        state.seen = seen;
+        const aliases = new Map(Object.entries(JSON.parse(line.dataset.aliases)));
+        const roles = assign(tagsIn(prompt.value), content, style, aliases);
+        write(line, lineOf(roles));
+        line.classList.toggle("klora-incomplete", roles.problem !== null);
+        showWeights(line, roles);
+        askForNotes(tab, line, roles);
+    }
+
+    function lookEverywhere() {
+        look("txt2img");
+        look("img2img");
+    }
+
+    /** Add a trigger word to the prompt of the tab its button is in, unless it is there. */
+    function addWord(button) {
+        const accordion = button.closest(".input-accordion") ?? document.body;
+        const tab = accordion.querySelector(".klora-live")?.dataset.tab;
+        const prompt = tab && promptBox(tab);
+        const word = button.textContent;
+        if (!prompt || prompt.value.includes(word)) return;
+        const before = prompt.value.trimEnd();
+        prompt.value = before === "" ? word : before + (before.endsWith(",") ? " " : ", ") + word;
+        updateInput(prompt);
+    }
+
+    // For the events that the accordion wires (klora/hosts/webui/accordion.py).
+    window.klora = {
+        pair: (tab) => memory(tab).pair,
+        withPrompt: (tab, values) => {
+            const steps = page().querySelector(`#${tab}_steps input[type=number]`);
+            return [promptBox(tab)?.value ?? "", steps?.value ?? "20", ...values.slice(2)];
+        },
+    };
+
+    // One listener each on the document, so that nothing needs to be found again when gradio redraws.
+    document.addEventListener("input", (event) => {
+        if (event.target.closest?.("#txt2img_prompt, #img2img_prompt")) lookEverywhere();
+    });
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest?.(".klora-word");
+        if (button) addWord(button);
+    });
+    onUiLoaded(() => {
+        lookEverywhere();
+        setInterval(lookEverywhere, LOOK_EVERY);
+    });
 })();

@@ -1,0 +1,87 @@
+"""What the accordion shows about the pair: a note on each file, and the plan as a picture.
+
+Everything that comes from files, prompts or names is escaped: it is written by strangers.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from io import BytesIO
+from typing import Any
+
+from klora.errors import KloraError, PairError
+from klora.hosts.webui import library, roles
+from klora.settings import Settings
+
+MOST_TRIGGER_WORDS = 12
+_SHARPNESS = 100
+
+
+def plan_picture(prompt: str, steps: object, *arguments: Any) -> str:
+    """The heat map for the prompt and settings on the page, as HTML; an obstacle as plain text."""
+    try:
+        settings = Settings.from_arguments(arguments)
+        return _picture(_plan(str(prompt), _whole(steps), settings))
+    except KloraError as error:
+        return f'<p class="klora-problem">{html.escape(str(error))}</p>'
+
+
+def notes(content: str, style: str) -> str:
+    """A line about each file of the pair, with its trigger words to click into the prompt."""
+    lines = [_note(role, name) for role, name in (("Content", content), ("Style", style)) if name]
+    return f'<div class="klora-notes">{"".join(lines)}</div>' if lines else ""
+
+
+def _plan(prompt: str, steps: int, settings: Settings) -> Any:
+    from klora.planning import plan_files
+
+    cast = roles.assign(roles.tags_in(prompt), settings, library.aliases())
+    if cast.problem or cast.content is None or cast.style is None:
+        raise PairError(cast.problem or "K-LoRA needs two LoRAs.")
+    return plan_files(_known(cast.content).path, _known(cast.style).path, settings, steps)
+
+
+def _known(name: str) -> library.KnownLora:
+    lora = library.find(name)
+    if lora is None:
+        raise PairError(
+            f"There is no LoRA {name!r}: correct the name, or refresh the list if the file is new."
+        )
+    return lora
+
+
+def _whole(steps: object) -> int:
+    try:
+        return max(1, min(1000, int(float(str(steps)))))
+    except (ValueError, OverflowError) as error:
+        raise PairError(f"The number of steps is {steps!r}; write a whole number.") from error
+
+
+def _picture(plan: Any) -> str:
+    from klora.pictures.heat_map import draw_plan
+
+    png = BytesIO()
+    draw_plan(plan).savefig(png, format="png", dpi=_SHARPNESS)
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img class="klora-plan" alt="Plan: layers by steps" src="data:image/png;base64,{data}">'
+
+
+def _note(role: str, name: str) -> str:
+    head = f'<b class="klora-{role.lower()}">{role}</b> <span class="klora-name">{html.escape(name)}</span>'
+    try:
+        return f"<p>{head} {_facts(_known(name).path)}</p>"
+    except KloraError as error:
+        return f'<p>{head} <span class="klora-problem">{html.escape(str(error))}</span></p>'
+
+
+def _facts(path: str) -> str:
+    from klora.files import read_lora
+
+    lora = read_lora(path)
+    words = "".join(
+        f'<button type="button" class="klora-word" title="Add to the prompt">{html.escape(word)}</button>'
+        for word in lora.trigger_words()[:MOST_TRIGGER_WORDS]
+    )
+    facts = html.escape(f"{lora.base_model}, {lora.dialect}")
+    return f"{facts} {words}"
