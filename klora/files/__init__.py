@@ -1,0 +1,27 @@
+"""Where a LoRA file is understood: any dialect and type, renamed to one canonical naming, dW per layer.
+
+This room knows files and tensors, no rule, no sampling and no WebUI.
+"""
+
+from klora.files.canonical import forward_position, is_attention
+from klora.files.defects import ReplacedFileError, UnknownDialectError
+from klora.files.layer import LoraLayer
+from klora.files.lora_file import LoraFile, read_lora, targeted_modules
+from klora.files.native import host_layer_to_canonical, ldm_name
+from klora.files.pairing import PairedLayer, pair_layers, split_layers
+
+__all__ = [
+    "LoraFile",
+    "LoraLayer",
+    "PairedLayer",
+    "ReplacedFileError",
+    "UnknownDialectError",
+    "forward_position",
+    "host_layer_to_canonical",
+    "is_attention",
+    "ldm_name",
+    "pair_layers",
+    "read_lora",
+    "split_layers",
+    "targeted_modules",
+]

@@ -1,0 +1,46 @@
+"""dW of each type, from tensors to tensors, without alpha: the scale is the caller's.
+
+Symbols as in the LyCORIS paper (arXiv 2309.14859). W is ``[out, in]`` or ``[out, in, kh, kw]``; ``flat`` means that
+a convolution's last three dimensions are one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def product(up: Tensor, down: Tensor) -> Tensor:
+    """LoRA and LoCon: up ``[out, r, ...]`` @ down ``[r, in, ...]``, flat: ``[out, in * kh * kw]``."""
+    return up.flatten(1) @ down.flatten(1)
+
+
+def tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Tucker: core ``[r1, r2, kh, kw]``, up ``[out, r1]``, down ``[r2, in]`` -> ``[out, in, kh, kw]``."""
+    half = torch.einsum("ijkl,jc->ickl", core, down)
+    return torch.einsum("oi,ickl->ockl", up, half)
+
+
+def kronecker(first: Tensor, second: Tensor) -> Tensor:
+    """LoKr: w1 ``[a, b]`` (x) w2 ``[c, d, ...]`` -> ``[a * c, b * d, ...]``."""
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second)
+
+
+def glora(base: Tensor, a_in: Tensor, a_out: Tensor, added: Tensor) -> Tensor:
+    """GLoRA: W ``[out, in, ...]`` times ``a_in [in, r]`` times ``a_out [r, in]`` along its input, plus ``added``."""
+    mixed = torch.einsum("oi...,ir,rj->oj...", base, a_in, a_out)
+    return mixed + added.reshape(mixed.shape)
+
+
+def decomposed(base: Tensor, delta: Tensor, magnitude: Tensor, *, per_output: bool) -> Tensor:
+    """DoRA (arXiv 2402.09353, eq. 5): m * (W + dV) / ||W + dV|| - W, the norm per output or per input.
+
+    ``magnitude`` has one element per output or per input. The norm is that of W + dV, as in LyCORIS and
+    PEFT. A row or column of norm zero stays zero.
+    """
+    direction = base + delta
+    kept = 0 if per_output else 1
+    others = [axis for axis in range(direction.dim()) if axis != kept]
+    norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+    scaled = direction * (magnitude.reshape(norm.shape) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    return scaled - base

@@ -1,0 +1,247 @@
+"""One layer of a LoRA file: its type, the shape of dW, its rank, and dW itself when it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from klora.errors import LoraFileError
+from klora.files import formulas
+from klora.files.canonical import is_attention, kernel_of, parts_of
+from klora.files.container import FLOATS, Container, Entry
+from klora.files.defects import defect_error
+from klora.files.kinds import (
+    MAGNITUDES,
+    MOST_ELEMENTS,
+    Defect,
+    Geometry,
+    Kind,
+    Shape,
+    dora_per_output,
+    kind_of,
+)
+
+Rows = tuple[tuple[int, int], ...]
+
+_REMEDY = "use another version of this file or train it again"
+
+
+@dataclass(frozen=True, eq=False)
+class LoraLayer:
+    """One layer of one file. Nothing but shapes is in memory until `delta` is called.
+
+    ``shape`` is that of dW: ``(out, in)`` or ``(out, in, kh, kw)``. ``rank`` is r for K, or ``None`` for a type that
+    has none. ``keys`` leads from parameters in kohya's and LyCORIS's spelling to keys of the file. ``rows`` is
+    set for a part of a fused projection: the rows of the whole dW that it is.
+    """
+
+    name: str
+    kind: str
+    shape: Shape
+    rank: int | None
+    needs_base: bool
+    keys: Mapping[str, str]
+    container: Container
+    type: Kind
+    divisor: int | None
+    declared_scale: float | None = None
+    rows: Rows | None = None
+    whole_shape: Shape = ()
+
+    @property
+    def attention(self) -> bool:
+        """Whether this is a linear of an attention."""
+        return is_attention(self.name)
+
+    @property
+    def dtypes(self) -> frozenset[str]:
+        """Number formats of the layer's weights, as safetensors calls them: ``F16``."""
+        weights = (key for parameter, key in self.keys.items() if parameter != "alpha")
+        return frozenset(self.container.entries[key].dtype for key in weights)
+
+    @property
+    def alpha(self) -> float | None:
+        """alpha as the file has it, or ``None``; reads one number. Raises `LoraFileError` if it is not finite."""
+        if "alpha" not in self.keys:
+            return None
+        alpha = float(self.container.read(self.keys["alpha"]).reshape(()).to(torch.float64))
+        if not math.isfinite(alpha):
+            raise self.error("its alpha is NaN or infinite", _REMEDY)
+        return alpha
+
+    @property
+    def scale(self) -> float:
+        """s in dW = s * up @ down: alpha / r; without alpha what the file's metadata declare, else 1."""
+        alpha = self.alpha
+        if alpha is None:
+            return 1.0 if self.declared_scale is None else self.declared_scale
+        return 1.0 if self.divisor is None else alpha / self.divisor
+
+    def tensor(self, parameter: str) -> Tensor:
+        """A parameter as it is in the file, on the CPU."""
+        return self.container.read(self.keys[parameter])
+
+    def delta(
+        self,
+        base: Tensor | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """dW, with alpha / rank, of shape ``shape``.
+
+        ``base`` is the layer's clean weight W; types with ``needs_base`` (GLoRA, DoRA) cannot do without. For a
+        part of a fused projection it is the weight of the whole one. Computed in fp32, or fp64 if ``dtype`` is,
+        whatever the file's format. Raises `LoraFileError` for NaN or Inf, a missing or wrong ``base``, and if the
+        file was replaced.
+        """
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        weights = {
+            parameter: self.tensor(parameter).to(device=device, dtype=wide)
+            for parameter in self.keys
+            if parameter not in ("alpha", "diff_b")
+        }
+        rows = self._cut_early(weights)
+        base = self._checked_base(base, device, wide)
+        delta = self.type.form(weights, base) * self.scale
+        delta = delta.reshape(self.whole_shape if rows is not None else self.shape)
+        for parameter in MAGNITUDES:
+            if parameter in weights and base is not None:
+                per_output = dora_per_output(tuple(weights[parameter].shape), self._full_shape, parameter)
+                delta = formulas.decomposed(base, delta, weights[parameter], per_output=per_output)
+        if rows is not None:
+            delta = take_rows(delta, rows)
+        # A sum is NaN or Inf if any element is, and takes a tenth of the time of a test of each.
+        if not math.isfinite(float(delta.sum())):
+            raise self._not_finite(weights)
+        return delta.to(dtype)
+
+    def part(self, name: str, rows: Rows) -> LoraLayer:
+        """The part of this fused layer that is ``rows`` of it."""
+        shape = (sum(stop - start for start, stop in rows), *self.shape[1:])
+        return replace(self, name=name, shape=shape, rows=rows, whole_shape=self.shape)
+
+    def parts(self) -> tuple[LoraLayer, ...]:
+        """The projections that are fused in this layer, or the layer itself if it is not fused."""
+        found = () if self.rows is not None else parts_of(self.name, self.shape[0])
+        return tuple(self.part(one.name, one.rows) for one in found) or (self,)
+
+    def with_declared_scale(self, scale: float | None) -> LoraLayer:
+        """The same layer with a scale from the file's metadata, for want of an alpha."""
+        return replace(self, declared_scale=scale)
+
+    def error(self, defect: str, remedy: str) -> LoraFileError:
+        """The error for a defect of this layer."""
+        return defect_error(self.container.path.name, defect, remedy, layer=self.name)
+
+    @property
+    def _full_shape(self) -> Shape:
+        return self.whole_shape or self.shape
+
+    def _cut_early(self, weights: dict[str, Tensor]) -> Rows | None:
+        """Cut the rows from ``lora_up`` where that is the same; else return the rows to be cut from dW."""
+        plain = set(weights) == {"lora_up.weight", "lora_down.weight"}
+        if self.rows is None or not plain:
+            return self.rows
+        weights["lora_up.weight"] = take_rows(weights["lora_up.weight"], self.rows)
+        return None
+
+    def _checked_base(
+        self, base: Tensor | None, device: str | torch.device, dtype: torch.dtype
+    ) -> Tensor | None:
+        if base is None:
+            if self.needs_base:
+                raise self.error(
+                    f"a {self.kind} layer depends on the model's own weight, which is not at hand here",
+                    "choose this LoRA in the WebUI with its model loaded",
+                )
+            return None
+        wanted = self._full_shape if self.needs_base else self.shape
+        if base.numel() != math.prod(wanted) or base.shape[0] != wanted[0]:
+            raise self.error(
+                f"wrong input or output size: it is made for {list(wanted)}, the model has {list(base.shape)}",
+                "use a LoRA that was trained for this model",
+            )
+        return base.to(device=device, dtype=dtype).reshape(wanted) if self.needs_base else None
+
+    def _not_finite(self, weights: Mapping[str, Tensor]) -> LoraFileError:
+        bad = next((name for name, one in weights.items() if not bool(one.isfinite().all())), None)
+        where = f"{bad.removesuffix('.weight')} holds" if bad else "its product has"
+        return self.error(f"{where} NaN or infinite values", _REMEDY)
+
+
+def take_rows(matrix: Tensor, rows: Rows) -> Tensor:
+    """The given row ranges of ``matrix``, one after the other; a view where it is one range."""
+    ranges = [matrix[start:stop] for start, stop in rows]
+    return ranges[0] if len(ranges) == 1 else torch.cat(ranges)
+
+
+def build_layer(
+    name: str, keys: Mapping[str, str], container: Container, declared_scale: float | None = None
+) -> LoraLayer:
+    """Check the shapes and formats of one layer's tensors; raises `LoraFileError` naming file, layer, defect."""
+    entries = {parameter: container.entries[key] for parameter, key in keys.items()}
+    try:
+        _check_formats(entries)
+        shapes = {parameter: entry.shape for parameter, entry in entries.items()}
+        kind = kind_of(shapes)
+        geometry = _unflattened(kind.geometry(shapes), name)
+        _check_amount(geometry.shape)
+        magnitude = next((one for one in MAGNITUDES if one in shapes), None)
+        if magnitude is not None:
+            _check_dora(kind, shapes[magnitude], geometry.shape, magnitude)
+        parts_of(name, geometry.shape[0])
+    except ValueError as defect:
+        raise defect_error(container.path.name, str(defect), _REMEDY, layer=name) from defect
+    return LoraLayer(
+        name=name,
+        kind="dora" if magnitude is not None else _kind_name(kind, geometry, shapes),
+        shape=geometry.shape,
+        rank=geometry.rank,
+        needs_base=kind.needs_base or magnitude is not None,
+        keys=dict(keys),
+        container=container,
+        type=kind,
+        divisor=geometry.divisor,
+        declared_scale=declared_scale,
+    )
+
+
+def _check_formats(entries: Mapping[str, Entry]) -> None:
+    for parameter, entry in entries.items():
+        # Trainers have saved alpha, a single number, as an integer.
+        if parameter == "alpha":
+            if entry.elements != 1 or entry.dtype == "BOOL":
+                raise Defect("its alpha is not one number")
+        elif entry.dtype not in FLOATS:
+            raise Defect(f"{parameter} has the number format {entry.dtype}, not a floating-point one")
+
+
+def _check_amount(shape: Shape) -> None:
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise Defect(f"its dW would be {list(shape)}, larger than any layer of any model")
+
+
+def _check_dora(kind: Kind, magnitude: Shape, shape: Shape, parameter: str) -> None:
+    if kind.name not in ("lora", "loha", "lokr"):
+        raise Defect(f"a DoRA magnitude beside {kind.name}, which is not understood")
+    dora_per_output(magnitude, shape, parameter)
+
+
+def _unflattened(geometry: Geometry, name: str) -> Geometry:
+    """LoHa, LoKr and PEFT store a convolution as a matrix: give it back the kernel that the name tells."""
+    kernel = kernel_of(name)
+    if kernel is None or len(geometry.shape) != 2 or geometry.shape[1] % math.prod(kernel):
+        return geometry
+    out, flat = geometry.shape
+    return replace(geometry, shape=(out, flat // math.prod(kernel), *kernel))
+
+
+def _kind_name(kind: Kind, geometry: Geometry, shapes: Mapping[str, Shape]) -> str:
+    """LoCon is LoRA on a convolution with a kernel; a 1 x 1 one is a linear in all but name."""
+    spatial = "lora_mid.weight" in shapes or any(one != 1 for one in geometry.shape[2:])
+    return "locon" if kind.name == "lora" and spatial else kind.name
