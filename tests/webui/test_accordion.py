@@ -1,0 +1,179 @@
+"""The accordion: built from the declarations, restored from infotexts, with nothing unescaped."""
+
+from __future__ import annotations
+
+import html
+import sys
+from dataclasses import asdict
+from html.parser import HTMLParser
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from klora.hosts.webui import accordion
+from klora.hosts.webui.accordion import Accordion
+from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
+
+from .conftest import FakeEntry, FakeHost
+
+NAMES = [one.name for one in Settings.declarations()]
+
+
+def build(is_img2img: bool = False) -> Accordion:
+    tab = "img2img" if is_img2img else "txt2img"
+    return accordion.build(is_img2img, lambda name: f"{tab}_klora_{name}")
+
+
+def by_name(built: Accordion) -> dict[str, Any]:
+    return dict(zip(NAMES, built.components, strict=True))
+
+
+def test_one_component_for_each_setting_in_their_order_with_their_defaults(host: FakeHost) -> None:
+    built = build()
+    assert [one.label for one in built.components] == [one.label for one in Settings.declarations()]
+    assert Settings.from_arguments([one.value for one in built.components]) == Settings()
+
+
+def test_the_tick_is_in_the_header_and_everything_else_inside(host: FakeHost) -> None:
+    box, *others = build().components
+    assert box.kind == "InputAccordion"
+    assert box.value is False
+    assert all(box in one.parents for one in others)
+
+
+def test_kinds_of_controls(host: FakeHost) -> None:
+    controls = by_name(build())
+    kinds = {name: one.kind for name, one in controls.items()}
+    assert kinds["content"] == kinds["style"] == kinds["mode"] == kinds["other_layers"] == "Dropdown"
+    assert kinds["schedule"] == kinds["gamma"] == kinds["incomplete"] == "Radio"
+    assert kinds["beta"] == kinds["top_k"] == "Textbox"
+    assert kinds["show_plan"] == "Checkbox"
+    alpha = controls["alpha"].arguments
+    assert (alpha["minimum"], alpha["maximum"], alpha["step"]) == (0, 4, 0.05)
+    assert all(one.arguments["info"] for name, one in controls.items() if name != "enabled")
+
+
+def test_choices_are_plain_strings_and_the_library_is_offered(host: FakeHost) -> None:
+    controls = by_name(build())
+    names = [FIRST_IN_PROMPT, SECOND_IN_PROMPT, "fox", "ink", "Oak"]
+    assert controls["content"].arguments["choices"] == controls["style"].arguments["choices"] == names
+    assert controls["schedule"].arguments["choices"] == ["S", "S*"]
+
+
+def test_rarely_used_controls_are_folded_away(host: FakeHost) -> None:
+    controls = by_name(build())
+    (fold,) = host.gradio.of_kind("Accordion")
+    assert fold.arguments["open"] is False
+    assert {name for name, one in controls.items() if fold in one.parents} == {
+        one.name for one in Settings.declarations() if one.advanced
+    }
+
+
+def test_ids_are_unique_within_both_tabs(host: FakeHost) -> None:
+    build()
+    build(is_img2img=True)
+    ids = [one.elem_id for one in host.gradio.made if one.elem_id]
+    assert len(ids) == len(set(ids)) > 2 * len(NAMES)
+
+
+def test_building_twice_reads_no_hash_and_changes_nothing(host: FakeHost) -> None:
+    first, second = build(), build()
+    assert [one.value for one in first.components] == [one.value for one in second.components]
+    assert all(entry.reads == 0 for entry in host.networks.on_disk)
+
+
+def test_without_the_lora_extension_the_page_still_comes_up(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "networks", ModuleType("networks"))
+    assert by_name(build())["content"].arguments["choices"] == [FIRST_IN_PROMPT, SECOND_IN_PROMPT]
+
+
+@pytest.mark.parametrize("in_pairs", [False, True], ids=["gradio 3", "gradio 4"])
+def test_refresh_offers_a_new_file_now_and_after_a_page_load(host: FakeHost, in_pairs: bool) -> None:
+    built = by_name(build())
+    for dropdown in (built["content"], built["style"]):
+        names = dropdown.arguments["choices"]
+        dropdown.choices = [(name, name) for name in names] if in_pairs else names
+    host.networks.on_disk.append(FakeEntry("elm", "elm", "/loras/elm.safetensors"))
+    (button,) = host.gradio.of_kind("ToolButton")
+    updates = button.events[0]["fn"]()
+    assert button.events[0]["outputs"] == [built["content"], built["style"]]
+    assert ["elm" in update["choices"] for update in updates] == [True, True]
+    assert built["content"].choices[2] == (("elm", "elm") if in_pairs else "elm")
+
+
+# -- paste --------------------------------------------------------------------------------------------
+
+
+def paste(built: Accordion, parameters: dict[str, str]) -> dict[str, Any]:
+    """What the host does with ``infotext_fields``: the last answer that is not None wins."""
+    values: dict[str, Any] = {}
+    for component, target in built.infotext_fields:
+        value = target(parameters) if callable(target) else parameters.get(target)
+        if value is not None:
+            values[NAMES[built.components.index(component)]] = value
+    return values
+
+
+def test_a_paste_restores_every_control(host: FakeHost) -> None:
+    parameters = {"K-LoRA": "fox (1) + ink (2)", "K-LoRA schedule": "S*", "K-LoRA content": "fox"}
+    assert paste(build(), parameters) == asdict(Settings(enabled=True, schedule="S*", content="fox"))
+
+
+def test_a_paste_without_k_lora_only_unticks(host: FakeHost) -> None:
+    assert paste(build(), {"Steps": "20"}) == {"enabled": False}
+
+
+def test_send_to_img2img_carries_every_control(host: FakeHost) -> None:
+    source, target = build(), build(is_img2img=True)
+    carried = [
+        [NAMES[tab.components.index(one)] for one, key in tab.infotext_fields if key in tab.paste_field_names]
+        for tab in (source, target)
+    ]
+    assert carried == [NAMES, NAMES]
+
+
+# -- the page -----------------------------------------------------------------------------------------
+
+
+class Attributes(HTMLParser):
+    """Collects the attributes of the element with class ``klora-live``."""
+
+    found: dict[str, str | None]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if dict(attrs).get("class") == "klora-live":
+            self.found = dict(attrs)
+
+
+def test_hostile_aliases_do_not_leave_their_attribute(host: FakeHost) -> None:
+    hostile = "\"><script>alert(1)</script>'&"
+    host.networks.on_disk.append(FakeEntry("evil", hostile, "/loras/evil.safetensors"))
+    host.networks.list_available_networks()
+    build()
+    text = next(one.value for one in host.gradio.of_kind("HTML") if "klora-live" in one.value)
+    assert "<script" not in text
+    parser = Attributes()
+    parser.feed(text)
+    assert hostile in html.unescape(str(parser.found["data-aliases"])).replace('\\"', '"')
+
+
+def test_the_page_fills_in_prompt_and_steps_before_the_settings(host: FakeHost) -> None:
+    built = build(is_img2img=True)
+    preview = next(one for one in host.gradio.of_kind("Button") if one.value == "Preview plan")
+    (event,) = preview.events
+    assert event["inputs"][2:] == built.components
+    assert event["js"] == "(...values) => klora.withPrompt('img2img', values)"
+
+
+def test_where_gradio_calls_it_js_it_is_called_js() -> None:
+    calls: list[dict[str, Any]] = []
+
+    class Button:
+        def click(self, fn: Any = None, js: str | None = None) -> None:
+            calls.append({"fn": fn, "js": js})
+
+    accordion._on_click(Button(), "() => 1", fn=print)
+    assert calls == [{"fn": print, "js": "() => 1"}]
