@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 Position = tuple[int, ...]
 
-# --- UNet: SD1, SD2, SDXL -------------------------------------------------------------------------------
+# --- UNet: SD1, SD2, SDXL -------------------------------------------------------------------------
 
 _UNET_BEFORE = (
     "time_embedding.linear_1",
@@ -34,7 +34,7 @@ _UNET_TRANSFORMER = (
     "ff.net.2",
 )
 
-# --- Transformers: Flux, SD3 ------------------------------------------------------------------------------
+# --- Transformers: Flux, SD3 ----------------------------------------------------------------------
 
 _EMBEDDERS = ("timestep_embedder", "guidance_embedder", "text_embedder")
 _TRANSFORMER_BEFORE = (
@@ -90,7 +90,8 @@ _AFTER_ALL_PAIRS = 1000
 
 
 def forward_position(name: str) -> Position | None:
-    """Where a forward pass calls the layer: sorts like time. ``None`` if no known denoiser has such a layer."""
+    """Where a forward pass calls the layer: sorts like time. ``None`` if no known denoiser has such a
+    layer."""
     if name in _BEFORE:
         return (0, _BEFORE[name])
     if name in _AFTER:
@@ -145,7 +146,7 @@ def kernel_of(name: str) -> tuple[int, int] | None:
     return (3, 3) if _THREE_BY_THREE.fullmatch(name) else None
 
 
-# --- Fused projections ---------------------------------------------------------------------------------------
+# --- Fused projections ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class Part:
     rows: tuple[tuple[int, int], ...]
 
 
-#: Last component of a fused name -> (component of the part, its row ranges in units of the whole's ``units``).
+#: Last component of a fused name -> (component of the part, its row ranges in units of the whole's
+#: ``units``).
 _FUSED: Mapping[str, tuple[int, tuple[tuple[str, tuple[tuple[int, int], ...]], ...]]] = {
     "to_qkv": (3, (("to_q", ((0, 1),)), ("to_k", ((1, 2),)), ("to_v", ((2, 3),)))),
     "to_added_qkv": (
@@ -200,3 +202,14 @@ def part_names(name: str) -> tuple[str, ...]:
     """Names of the parts of a fused layer, in the order of their rows; none if ``name`` is not fused."""
     stem, _, last = name.rpartition(".")
     return tuple(f"{stem}.{leaf}" for leaf, _ in _FUSED[last][1]) if last in _FUSED else ()
+
+
+def whole_rows(name: str, rows: Mapping[str, int]) -> int | None:
+    """Output rows of the fused layer ``name``, from the rows of some of its parts; ``None`` if they
+    disagree."""
+    stem, _, last = name.rpartition(".")
+    units, parts = _FUSED.get(last, (0, ()))
+    shares = {f"{stem}.{leaf}": sum(stop - start for start, stop in ranges) for leaf, ranges in parts}
+    found = {rows[part] * units / shares[part] if part in shares else -1.0 for part in rows}
+    whole = found.pop() if len(found) == 1 else -1.0
+    return int(whole) if whole > 0 and whole == int(whole) else None

@@ -1,7 +1,8 @@
 """Scales that a file declares outside its tensors: PEFT keeps alpha, r and rsLoRA in a configuration.
 
 diffusers puts that configuration into the safetensors header (``lora_adapter_metadata``), PEFT into
-``adapter_config.json`` beside ``adapter_model.safetensors``. No WebUI reads either, but the LoRA was trained so.
+``adapter_config.json`` beside ``adapter_model.safetensors``. No WebUI reads either, but the LoRA was trained
+so.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def declared_scale(config: Config, layer: str, rank: int | None, file: str) -> f
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return type(value) in (int, float) and abs(value) < 1e30  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _for_layer(patterns: object, layer: str, general: object) -> object:

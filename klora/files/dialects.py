@@ -45,7 +45,7 @@ class Recognised:
     targets: dict[str, Target]
 
 
-# --- Renaming ------------------------------------------------------------------------------------------------
+# --- Renaming -------------------------------------------------------------------------------------
 
 _FLAT_COMPONENTS = (
     ("lora_unet_", DENOISER),
@@ -112,7 +112,7 @@ def rename_dotted(layer: str) -> tuple[str, str] | None:
     return _placed(DENOISER, path) or _placed("text_encoder", path)
 
 
-# --- Detecting -----------------------------------------------------------------------------------------------
+# --- Detecting ------------------------------------------------------------------------------------
 
 
 def _any_starts(*prefixes: str) -> Callable[[Sequence[str]], bool]:

@@ -12,12 +12,12 @@ from functools import lru_cache
 _COMPOUND = """
     down_blocks mid_block up_blocks transformer_blocks to_q to_k to_v to_out proj_in proj_out conv_shortcut
     time_emb_proj conv_in conv_out conv_norm_out time_embedding add_embedding linear_1 linear_2
-    input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection time_embed label_emb
-    add_q_proj add_k_proj add_v_proj to_add_out to_qkv to_added_qkv ff_context norm1_context proj_mlp
-    single_transformer_blocks x_embedder context_embedder time_text_embed timestep_embedder text_embedder
-    guidance_embedder norm_out norm_q norm_k norm_added_q norm_added_k
-    double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in vector_in
-    guidance_in in_layer out_layer final_layer adaLN_modulation query_norm key_norm
+    input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection time_embed
+    label_emb add_q_proj add_k_proj add_v_proj to_add_out to_qkv to_added_qkv ff_context norm1_context
+    proj_mlp single_transformer_blocks x_embedder context_embedder time_text_embed timestep_embedder
+    text_embedder guidance_embedder norm_out norm_q norm_k norm_added_q norm_added_k
+    double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in
+    vector_in guidance_in in_layer out_layer final_layer adaLN_modulation query_norm key_norm
     joint_blocks x_block context_block t_embedder y_embedder pos_embed
     text_model self_attn q_proj k_proj v_proj out_proj token_embedding position_embedding text_projection
     final_layer_norm layer_norm1 layer_norm2 wi_0 wi_1 layer_norm
@@ -36,7 +36,8 @@ _MOST_WORDS = 40
 
 @lru_cache(maxsize=8192)
 def dotted(flat: str) -> str | None:
-    """``down_blocks_0_attentions_0`` as ``down_blocks.0.attentions.0``; ``None`` if a piece is no module name."""
+    """``down_blocks_0_attentions_0`` as ``down_blocks.0.attentions.0``; ``None`` if a piece is no module
+    name."""
     words = flat.split("_")
     if len(words) > _MOST_WORDS:
         return None

@@ -1,7 +1,7 @@
 """dW of each type, from tensors to tensors, without alpha: the scale is the caller's.
 
-Symbols as in the LyCORIS paper (arXiv 2309.14859). W is ``[out, in]`` or ``[out, in, kh, kw]``; ``flat`` means that
-a convolution's last three dimensions are one.
+Symbols as in the LyCORIS paper (arXiv 2309.14859). W is ``[out, in]`` or ``[out, in, kh, kw]``; ``flat``
+means that a convolution's last three dimensions are one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ def tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def kronecker(first: Tensor, second: Tensor) -> Tensor:
     """LoKr: w1 ``[a, b]`` (x) w2 ``[c, d, ...]`` -> ``[a * c, b * d, ...]``."""
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second)
+    # torch.kron takes a view of its arguments, which a tucker product may not allow.
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second.contiguous())
 
 
 def glora(base: Tensor, a_in: Tensor, a_out: Tensor, added: Tensor) -> Tensor:
-    """GLoRA: W ``[out, in, ...]`` times ``a_in [in, r]`` times ``a_out [r, in]`` along its input, plus ``added``."""
+    """GLoRA: W ``[out, in, ...]`` times ``a_in [in, r]`` times ``a_out [r, in]`` along its input, plus
+    ``added``."""
     mixed = torch.einsum("oi...,ir,rj->oj...", base, a_in, a_out)
     return mixed + added.reshape(mixed.shape)
 
@@ -42,5 +44,7 @@ def decomposed(base: Tensor, delta: Tensor, magnitude: Tensor, *, per_output: bo
     kept = 0 if per_output else 1
     others = [axis for axis in range(direction.dim()) if axis != kept]
     norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
-    scaled = direction * (magnitude.reshape(norm.shape) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    scaled: Tensor = direction * (
+        magnitude.reshape(norm.shape) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    )
     return scaled - base

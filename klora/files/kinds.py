@@ -28,7 +28,8 @@ class Defect(ValueError):  # noqa: N818 - it is not raised to users: it becomes 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Of one layer: the shape of dW, r for K (``None``: no rank), and what alpha is divided by (``None``: s = 1)."""
+    """Of one layer: the shape of dW, r for K (``None``: no rank), and what alpha is divided by (``None``: s
+    = 1)."""
 
     shape: Shape
     rank: int | None
@@ -47,7 +48,7 @@ class Kind:
     needs_base: bool = False
 
 
-# --- LoRA, LoCon ---------------------------------------------------------------------------------------------
+# --- LoRA, LoCon ----------------------------------------------------------------------------------
 
 
 def _lora_geometry(shapes: Shapes) -> Geometry:
@@ -72,7 +73,7 @@ def _lora(tensors: Tensors, _: Tensor | None) -> Tensor:
     return formulas.product(up, down)
 
 
-# --- LoHa ----------------------------------------------------------------------------------------------------
+# --- LoHa -----------------------------------------------------------------------------------------
 
 
 def _loha_geometry(shapes: Shapes) -> Geometry:
@@ -104,7 +105,7 @@ def _loha(tensors: Tensors, _: Tensor | None) -> Tensor:
     return halves[0] * halves[1]
 
 
-# --- LoKr ----------------------------------------------------------------------------------------------------
+# --- LoKr -----------------------------------------------------------------------------------------
 
 
 def _lokr_geometry(shapes: Shapes) -> Geometry:
@@ -148,7 +149,7 @@ def lokr_factor(tensors: Tensors, which: str) -> Tensor:
     return a @ b
 
 
-# --- Full difference, GLoRA -----------------------------------------------------------------------------------
+# --- Full difference, GLoRA -----------------------------------------------------------------------
 
 
 def _full_geometry(shapes: Shapes) -> Geometry:
@@ -203,7 +204,7 @@ def _glora(tensors: Tensors, base: Tensor | None) -> Tensor:
     return formulas.glora(base, a1.flatten(1), a2.flatten(1), added)
 
 
-# --- The table -------------------------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
 _COMMON = frozenset({"alpha", "diff_b"})
 
@@ -291,7 +292,7 @@ def dora_per_output(magnitude: Shape, shape: Shape, parameter: str) -> bool:
     )
 
 
-# --- Checks ------------------------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------
 
 
 def _expect_dimensions(name: str, shape: Shape) -> None:

@@ -34,9 +34,9 @@ _REMEDY = "use another version of this file or train it again"
 class LoraLayer:
     """One layer of one file. Nothing but shapes is in memory until `delta` is called.
 
-    ``shape`` is that of dW: ``(out, in)`` or ``(out, in, kh, kw)``. ``rank`` is r for K, or ``None`` for a type that
-    has none. ``keys`` leads from parameters in kohya's and LyCORIS's spelling to keys of the file. ``rows`` is
-    set for a part of a fused projection: the rows of the whole dW that it is.
+    ``shape`` is that of dW: ``(out, in)`` or ``(out, in, kh, kw)``. ``rank`` is r for K, or ``None`` for a
+    type that has none. ``keys`` leads from parameters in kohya's and LyCORIS's spelling to keys of the file.
+    ``rows`` is set for a part of a fused projection: the rows of the whole dW that it is.
     """
 
     name: str
@@ -65,7 +65,8 @@ class LoraLayer:
 
     @property
     def alpha(self) -> float | None:
-        """alpha as the file has it, or ``None``; reads one number. Raises `LoraFileError` if it is not finite."""
+        """alpha as the file has it, or ``None``; reads one number. Raises `LoraFileError` if it is not
+        finite."""
         if "alpha" not in self.keys:
             return None
         alpha = float(self.container.read(self.keys["alpha"]).reshape(()).to(torch.float64))
@@ -94,10 +95,10 @@ class LoraLayer:
     ) -> Tensor:
         """dW, with alpha / rank, of shape ``shape``.
 
-        ``base`` is the layer's clean weight W; types with ``needs_base`` (GLoRA, DoRA) cannot do without. For a
-        part of a fused projection it is the weight of the whole one. Computed in fp32, or fp64 if ``dtype`` is,
-        whatever the file's format. Raises `LoraFileError` for NaN or Inf, a missing or wrong ``base``, and if the
-        file was replaced.
+        ``base`` is the layer's clean weight W; types with ``needs_base`` (GLoRA, DoRA) cannot do without.
+        For a part of a fused projection it is the weight of the whole one. Computed in fp32, or fp64 if
+        ``dtype`` is, whatever the file's format. Raises `LoraFileError` for NaN or Inf, a missing or wrong
+        ``base``, and if the file was replaced.
         """
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         weights = {
@@ -161,10 +162,10 @@ class LoraLayer:
                 )
             return None
         wanted = self._full_shape if self.needs_base else self.shape
-        if base.numel() != math.prod(wanted) or base.shape[0] != wanted[0]:
+        if base.dim() < 2 or base.shape[0] != wanted[0] or base.numel() != math.prod(wanted):
+            sizes = f"it is made for {list(wanted)}, the model has {list(base.shape)}"
             raise self.error(
-                f"wrong input or output size: it is made for {list(wanted)}, the model has {list(base.shape)}",
-                "use a LoRA that was trained for this model",
+                f"wrong input or output size: {sizes}", "use a LoRA that was trained for this model"
             )
         return base.to(device=device, dtype=dtype).reshape(wanted) if self.needs_base else None
 
@@ -183,7 +184,8 @@ def take_rows(matrix: Tensor, rows: Rows) -> Tensor:
 def build_layer(
     name: str, keys: Mapping[str, str], container: Container, declared_scale: float | None = None
 ) -> LoraLayer:
-    """Check the shapes and formats of one layer's tensors; raises `LoraFileError` naming file, layer, defect."""
+    """Check the shapes and formats of one layer's tensors; raises `LoraFileError` naming file, layer,
+    defect."""
     entries = {parameter: container.entries[key] for parameter, key in keys.items()}
     try:
         _check_formats(entries)

@@ -26,11 +26,12 @@ Grouped = Mapping[tuple[str, str], Mapping[str, str]]
 class LoraFile:
     """A LoRA file that has been understood whole.
 
-    ``layers`` are the denoiser's (UNet or transformer), by canonical name, in the order in which a forward pass
-    calls them; fused projections stand under a fused name (`LoraLayer.parts` splits them). ``text_encoder`` holds
-    the layers of the text encoders under ``text_encoder.``, ``text_encoder_2.``, ``text_encoder_3.``. ``left_to_host``
-    names layers that are no contest, with their type: ``oft``, ``boft``, ``ia3``, ``norm``, ``bias``, ``embedding``.
-    ``base_model`` is ``SD1``, ``SD2``, ``SDXL``, ``SD3``, ``Flux`` or ``unknown``.
+    ``layers`` are the denoiser's (UNet or transformer), by canonical name, in the order in which a forward
+    pass calls them; fused projections stand under a fused name (`LoraLayer.parts` splits them).
+    ``text_encoder`` holds the layers of the text encoders under ``text_encoder.``, ``text_encoder_2.``,
+    ``text_encoder_3.``. ``left_to_host`` names layers that are no contest, with their type: ``oft``,
+    ``boft``, ``ia3``, ``norm``, ``bias``, ``embedding``. ``base_model`` is ``SD1``, ``SD2``, ``SDXL``,
+    ``SD3``, ``Flux`` or ``unknown``.
     """
 
     path: Path
@@ -86,7 +87,8 @@ class LoraFile:
 
     @property
     def webui_hash(self) -> str:
-        """sha256 of the tensors without the header: what WebUI's "Lora hashes" and Civitai's AutoV3 begin with."""
+        """sha256 of the tensors without the header: what WebUI's "Lora hashes" and Civitai's AutoV3 begin
+        with."""
         return self._hashes[1]
 
     def trigger_words(self, count: int = 10) -> tuple[str, ...]:
@@ -108,9 +110,9 @@ class LoraFile:
 def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
     """Read the LoRA file at ``path``: header and shapes, no tensors but a few alphas later.
 
-    ``name`` is what messages call it; by default the file's name without ending. Raises `LoraFileError`, naming
-    file, layer, defect and remedy, for a file that is not sound, and its subclass `UnknownDialectError` for one whose
-    names are not understood.
+    ``name`` is what messages call it; by default the file's name without ending. Raises `LoraFileError`,
+    naming file, layer, defect and remedy, for a file that is not sound, and its subclass
+    `UnknownDialectError` for one whose names are not understood.
     """
     container = open_container(path)
     file = container.path.name
@@ -206,7 +208,8 @@ def _refuse_overlapping_parts(layers: Iterable[str], file: str) -> None:
 
 
 def targeted_modules(file: LoraFile) -> tuple[str, ...]:
-    """The kinds of modules that the LoRA touches: ``("attention", "feed-forward", "convolution", "other")``."""
+    """The kinds of modules that the LoRA touches: ``("attention", "feed-forward", "convolution",
+    "other")``."""
     found = {_module_kind(part) for layer in file.layers.values() for part in layer.parts()}
     return tuple(kind for kind in ("attention", "feed-forward", "convolution", "other") if kind in found)
 

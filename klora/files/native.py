@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from klora.files.canonical import forward_position, part_names
 from klora.files.flat import dotted
 
-# --- LDM's UNet ----------------------------------------------------------------------------------------------
+# --- LDM's UNet -----------------------------------------------------------------------------------
 
 _LDM_TOP = {
     "time_embed.0": "time_embedding.linear_1",
@@ -87,7 +87,7 @@ def _to_ldm(name: str, base_model: str) -> str | None:
     return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{place}.{inside}"
 
 
-# --- Flux and SD3: tables of leaves per block ------------------------------------------------------------------
+# --- Flux and SD3: tables of leaves per block -----------------------------------------------------
 
 _FLUX_TOP = {
     "img_in": "x_embedder",
@@ -213,7 +213,7 @@ def _to_blocks(name: str, tables: Mapping[str, Mapping[str, str]], natives: Mapp
 _REVERSE: Mapping[str, Callable[[str, str], str | None]] = {"Flux": _to_flux, "SD3": _to_sd3}
 
 
-# --- Both directions -------------------------------------------------------------------------------------------
+# --- Both directions ------------------------------------------------------------------------------
 
 
 def canonical_name(path: str) -> str | None:

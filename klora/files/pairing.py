@@ -53,5 +53,6 @@ def _refuse_other_size(pair: PairedLayer, content: LoraFile) -> None:
 
 
 def _matrix(layer: LoraLayer) -> tuple[int, ...]:
-    """The shape without a kernel of 1 x 1: SD1's ``proj_in`` is a convolution in one trainer, a linear in another."""
+    """The shape without a kernel of 1 x 1: SD1's ``proj_in`` is a convolution in one trainer, a linear in
+    another."""
     return layer.shape[:2] if layer.shape[2:] == (1, 1) else layer.shape

@@ -1,7 +1,7 @@
 """What a key says after the layer's name: the many spellings of ``lora_down`` and its kin, made one.
 
-The one spelling is kohya's and LyCORIS's, with one addition: ``magnitude`` for PEFT's DoRA vector, which, unlike
-``dora_scale``, is always one number per output.
+The one spelling is kohya's and LyCORIS's, with one addition: ``magnitude`` for PEFT's DoRA vector, which,
+unlike ``dora_scale``, is always one number per output.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _PROCESSOR = re.compile(
 )
 _XLABS = re.compile(r"(?P<module>.+\.processor\.(?:qkv|proj)_lora[12]?)\.(?P<way>down|up)\.weight")
 
-_PLAIN_NAMES = """
-    alpha dora_scale diff diff_b w_norm b_norm on_input rescale oft_blocks oft_diag oft_r oft_R boft_R boft_s ia3_l
-    hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2
+_PLAIN_TEXT = """
+    alpha dora_scale diff diff_b w_norm b_norm on_input rescale oft_blocks oft_diag oft_r oft_R boft_R boft_s
+    ia3_l hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2
     lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2
     a1.weight a2.weight b1.weight b2.weight bm.weight q_layer.weight p_layer.weight lambda_layer weight
-""".split()
+"""
+_PLAIN_NAMES = _PLAIN_TEXT.split()
 _PLAIN = re.compile(
     r"(?P<module>.+)\.(?P<parameter>"
     + "|".join(sorted(map(re.escape, _PLAIN_NAMES), key=len, reverse=True))
@@ -41,7 +42,8 @@ _PLAIN_ADAPTER = re.compile(r"(?P<module>.+)\.(?P<parameter>(?:hada|lokr|oft|bof
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A key as (layer as the file names it, parameter in the one spelling), or ``None`` if it is not understood."""
+    """A key as (layer as the file names it, parameter in the one spelling), or ``None`` if it is not
+    understood."""
     if match := _XLABS.fullmatch(key):
         return match["module"], f"lora_{match['way']}.weight"
     if match := _LORA.fullmatch(key):

@@ -18,7 +18,8 @@ def trigger_words(path: Path, metadata: Mapping[str, str], count: int = 10) -> t
     """Trigger words of the LoRA at ``path``, the surest source first, at most ``count``.
 
     The user's own note in the WebUI (``NAME.json``, "activation text"), else what the author declared
-    (``modelspec.trigger_phrase``), else the most frequent training tags. Whatever is malformed is no trigger word.
+    (``modelspec.trigger_phrase``), else the most frequent training tags. Whatever is malformed is no trigger
+    word.
     """
     for words in (_activation_text(path), _split(metadata.get("modelspec.trigger_phrase", ""))):
         if words:
@@ -29,7 +30,9 @@ def trigger_words(path: Path, metadata: Mapping[str, str], count: int = 10) -> t
 def preferred_weight(path: Path) -> float | None:
     """The weight that the user noted in the WebUI for this LoRA, or ``None``."""
     weight = _sidecar(path).get("preferred weight")
-    return float(weight) if type(weight) in (int, float) and 0 < abs(weight) < 100 else None  # type: ignore[arg-type, operator]
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < abs(weight) < 100:
+        return None
+    return float(weight)
 
 
 def _sidecar(path: Path) -> Mapping[str, object]:

@@ -1,8 +1,9 @@
 """Wrong input or output sizes, found without the model: a block has one width, in which its layers agree.
 
 A LoRA whose layer has 300 inputs where its neighbours have 320 is broken, whatever the model. The width of a
-block is voted for by its layers, so that small test models pass as well as real ones; only a tie is decided by the sizes
-of the real ones. A file that is consistent but made for another size is caught by the host, against the weight.
+block is voted for by its layers, so that small test models pass as well as real ones; only a tie is decided
+by the sizes of the real ones. A file that is consistent but made for another size is caught by the host,
+against the weight.
 """
 
 from __future__ import annotations

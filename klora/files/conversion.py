@@ -1,0 +1,329 @@
+"""A LoRA file in another dialect: for a host that does not read the file's own, and for ``convert``.
+
+Nothing is written to disk here but by `convert`, and that is verified by reading the result back.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from klora.errors import LoraFileError
+from klora.files import formulas
+from klora.files.canonical import part_names, parts_of, whole_rows
+from klora.files.declared import HEADER_KEY
+from klora.files.defects import defect_error
+from klora.files.dialects import DENOISER
+from klora.files.flat import flattened
+from klora.files.kinds import dora_per_output
+from klora.files.layer import LoraLayer, take_rows
+from klora.files.lora_file import LoraFile, read_lora
+from klora.files.native import canonical_name, ldm_name
+
+Tensors = dict[str, Tensor]
+
+#: Base models whose native names are what kohya's scripts write; SD1 and SD2 files have diffusers' names.
+_NATIVE_IN_KOHYA = ("SDXL", "SD3", "Flux")
+_FUSED_MODELS = ("SD3", "Flux")
+
+#: Largest relative difference of dW after a conversion, by Frobenius norm.
+TOLERANCE = 1e-6
+
+
+def state_dict_in(file: LoraFile, dialect: str) -> Tensors:
+    """The file's tensors under the names of ``dialect``: ``kohya``, ``diffusers`` or ``peft``.
+
+    dW of every layer is the same. ``kohya`` holds every type, and a file that is kohya's already is given
+    unchanged; the other two know no alpha, so the scale is multiplied in, and hold only some types. Raises
+    `LoraFileError` for a layer that the dialect cannot hold, and ``ValueError`` for another ``dialect``.
+    """
+    if dialect not in _WRITERS:
+        raise ValueError(f"no dialect {dialect!r}; choose {', '.join(_WRITERS)}")
+    return _WRITERS[dialect](file)
+
+
+# --- kohya ----------------------------------------------------------------------------------------
+
+
+def _kohya(file: LoraFile) -> Tensors:
+    if file.dialect.startswith("kohya"):
+        return {key: file.container.read(key) for key in file.container.entries}
+    tensors: Tensors = {}
+    for name, layers in _kohya_modules(file).items():
+        whole = _whole_name(name, file)
+        alone = len(layers) == 1 and layers[0].name == whole
+        made = _kohya_parameters(layers[0]) if alone else _fused(whole, layers)
+        tensors.update(
+            {f"{_kohya_prefix(DENOISER, file)}{flattened(name)}.{key}": one for key, one in made.items()}
+        )
+    for layer in file.text_encoder.values():
+        component, _, path = layer.name.partition(".")
+        stem = _kohya_prefix(component, file) + flattened(path)
+        tensors.update({f"{stem}.{key}": one for key, one in _kohya_parameters(layer).items()})
+    tensors.update(_kohya_left(file))
+    return tensors
+
+
+def _kohya_modules(file: LoraFile) -> Mapping[str, list[LoraLayer]]:
+    """Module path as kohya names it -> the layers of the file that are it or parts of it."""
+    modules: dict[str, list[LoraLayer]] = {}
+    for layer in file.layers.values():
+        modules.setdefault(_kohya_module(layer.name, file), []).append(layer)
+    return modules
+
+
+def _kohya_module(name: str, file: LoraFile) -> str:
+    if file.base_model not in _NATIVE_IN_KOHYA:
+        return name
+    # xlabs' single-block qkv is no module of the model, but its parts are in one.
+    candidates = (name, *part_names(name))
+    native = (ldm_name(one, file.base_model) for one in candidates)
+    return next((one for one in native if one is not None), name)
+
+
+def _whole_name(module: str, file: LoraFile) -> str:
+    return canonical_name(module) or module if file.base_model in _NATIVE_IN_KOHYA else module
+
+
+def _kohya_prefix(component: str, file: LoraFile) -> str:
+    if component == DENOISER:
+        return "lora_unet_"
+    if component == "text_encoder":
+        return "lora_te_" if file.base_model in ("SD1", "SD2", "unknown") else "lora_te1_"
+    # Flux has two text encoders, but kohya calls T5 the third everywhere.
+    second_is_t5 = component == "text_encoder_2" and file.base_model == "Flux"
+    return "lora_te3_" if second_is_t5 or component == "text_encoder_3" else "lora_te2_"
+
+
+def _kohya_parameters(layer: LoraLayer) -> Tensors:
+    made = {parameter: layer.tensor(parameter) for parameter in layer.keys if parameter != "alpha"}
+    if "magnitude" in made:
+        ones = [1] * (len(layer.shape) - 1)
+        made["dora_scale"] = made.pop("magnitude").reshape(layer.shape[0], *ones)
+    if layer.divisor is not None:
+        made["alpha"] = torch.tensor(layer.scale * layer.divisor, dtype=torch.float32)
+    elif layer.scale != 1 and "lokr_w1" in made:
+        made["lokr_w1"] = _scaled(made["lokr_w1"], layer.scale)
+    return made
+
+
+def _kohya_left(file: LoraFile) -> Tensors:
+    tensors: Tensors = {}
+    for key, target in file.recognised.targets.items():
+        if target.layer not in file.left_to_host:
+            continue
+        if target.component == "embedding":
+            tensors[key] = file.container.read(key)
+            continue
+        component, _, path = target.layer.partition(".")
+        name = _kohya_module(target.layer, file) if target.component == DENOISER else path
+        stem = _kohya_prefix(target.component if target.component == DENOISER else component, file)
+        tensors[f"{stem}{flattened(name)}.{target.parameter}"] = file.container.read(key)
+    return tensors
+
+
+# --- Fusing split projections ---------------------------------------------------------------------
+
+
+def _fused(whole: str, layers: list[LoraLayer]) -> Tensors:
+    """One LoRA for a fused module out of LoRAs for some of its projections.
+
+    Low-rank ones stay so: the ups on a block diagonal, the downs stacked, the scale multiplied in. Others
+    become a full difference.
+    """
+    rows = whole_rows(whole, {part.name: part.shape[0] for layer in layers for part in layer.parts()})
+    if rows is None:
+        raise layers[0].error("it does not fit the fused projection that it is part of", "train it again")
+    for layer in layers:
+        if layer.needs_base:
+            raise layer.error(
+                f"a {layer.kind} layer for a part of a fused projection cannot be written as kohya",
+                "use a host that reads the file's own dialect",
+            )
+    if all(set(layer.keys) <= {"lora_up.weight", "lora_down.weight", "alpha"} for layer in layers):
+        return _block_diagonal(whole, rows, layers)
+    dense = torch.zeros(rows, *layers[0].shape[1:])
+    for layer in layers:
+        for part in layer.parts():
+            _place(dense, whole, part.name, part.delta())
+    return {"diff": dense}
+
+
+def _block_diagonal(whole: str, rows: int, layers: list[LoraLayer]) -> Tensors:
+    rank = sum(layer.rank or 0 for layer in layers)
+    up, column = torch.zeros(rows, rank), 0
+    downs = []
+    for layer in layers:
+        down = layer.tensor("lora_down.weight").float().flatten(1)
+        scaled = layer.tensor("lora_up.weight").float().flatten(1) * layer.scale
+        columns = slice(column, column + down.shape[0])
+        for part in layer.parts():
+            _place(up[:, columns], whole, part.name, take_rows(scaled, part.rows or ((0, rows),)))
+        downs.append(down)
+        column += down.shape[0]
+    return {
+        "lora_up.weight": up,
+        "lora_down.weight": torch.cat(downs),
+        "alpha": torch.tensor(float(rank)),
+    }
+
+
+def _place(target: Tensor, whole: str, part: str, values: Tensor) -> None:
+    """Write the rows of ``part`` where they belong in the fused matrix ``target``."""
+    ranges = next(one.rows for one in parts_of(whole, target.shape[0]) if one.name == part)
+    start = 0
+    for first, last in ranges:
+        target[first:last] = values[start : start + last - first]
+        start += last - first
+
+
+# --- diffusers and PEFT ---------------------------------------------------------------------------
+
+
+def _diffusers(file: LoraFile) -> Tensors:
+    prefix = "transformer." if file.base_model in _FUSED_MODELS else "unet."
+    return _dotted(file, "diffusers", prefix, "")
+
+
+def _peft(file: LoraFile) -> Tensors:
+    return _dotted(file, "peft", "base_model.model.", "base_model.model.")
+
+
+def _dotted(file: LoraFile, dialect: str, prefix: str, text_prefix: str) -> Tensors:
+    for name, kind in file.left_to_host.items():
+        remedy = "convert to kohya, which holds every type"
+        raise defect_error(file.path.name, f"{dialect} files hold no {kind}", remedy, layer=name)
+    tensors: Tensors = {}
+    for layer in file.layers.values():
+        for part in layer.parts():
+            tensors.update(_named(prefix + part.name, _plain_parameters(part, dialect)))
+    for layer in file.text_encoder.values():
+        tensors.update(_named(text_prefix + layer.name, _plain_parameters(layer, dialect)))
+    return tensors
+
+
+def _named(stem: str, made: Tensors) -> Iterator[tuple[str, Tensor]]:
+    return ((f"{stem}.{parameter}", one.contiguous()) for parameter, one in made.items())
+
+
+def _plain_parameters(layer: LoraLayer, dialect: str) -> Tensors:
+    """A layer's parameters as PEFT calls them, the scale multiplied in; raises `LoraFileError` if PEFT has
+    none."""
+    made = {key: layer.tensor(key) for key in layer.keys if key != "alpha"}
+    if "lora_up.weight" in made and "diff_b" not in made:
+        plain = _low_rank(layer, made)
+        magnitude = _per_output_magnitude(layer, made)
+        if magnitude is None and not layer.needs_base:
+            return plain
+        if magnitude is not None and dialect == "peft":
+            return {**plain, "lora_magnitude_vector": magnitude}
+    scaled = next((key for key in ("hada_w1_a", "lokr_w1", "lokr_w1_a") if key in made), None)
+    if scaled and dialect == "peft" and layer.rows is None and not {"diff_b", "dora_scale"} & set(made):
+        return {**made, scaled: _scaled(made[scaled], layer.scale)}
+    raise layer.error(
+        f"{dialect} files hold no {layer.kind} like this", "convert to kohya, which holds every type"
+    )
+
+
+def _low_rank(layer: LoraLayer, made: Mapping[str, Tensor]) -> Tensors:
+    up, down = made["lora_up.weight"], made["lora_down.weight"]
+    if "lora_mid.weight" in made:
+        core = made["lora_mid.weight"].float()
+        down = formulas.tucker(core, torch.eye(core.shape[0]), down.float().flatten(1))
+    up = up if layer.rows is None else take_rows(up, layer.rows)
+    return {"lora_A.weight": down, "lora_B.weight": _scaled(up, layer.scale)}
+
+
+def _per_output_magnitude(layer: LoraLayer, made: Mapping[str, Tensor]) -> Tensor | None:
+    for parameter in ("dora_scale", "magnitude"):
+        if parameter in made and layer.rows is None:
+            shape = tuple(made[parameter].shape)
+            if dora_per_output(shape, layer.shape, parameter):
+                kernel = len(layer.shape) - 2
+                return made[parameter].reshape(1, -1, *[1] * kernel) if kernel else made[parameter].flatten()
+    return None
+
+
+def _scaled(tensor: Tensor, scale: float) -> Tensor:
+    """``tensor * scale``: in its own format if nothing is lost by that, else in fp32."""
+    if scale == 1:
+        return tensor
+    product = tensor.float() * scale
+    narrow = product.to(tensor.dtype)
+    return narrow if torch.equal(narrow.float(), product) else product
+
+
+_WRITERS: Mapping[str, Callable[[LoraFile], Tensors]] = {
+    "kohya": _kohya,
+    "diffusers": _diffusers,
+    "peft": _peft,
+}
+DIALECTS = tuple(_WRITERS)
+
+
+# --- To disk --------------------------------------------------------------------------------------
+
+
+def convert(source: str | Path, target: str | Path, dialect: str, *, overwrite: bool = False) -> LoraFile:
+    """Write the LoRA file ``source`` as ``target`` in ``dialect`` and read it back; gives the new file.
+
+    Metadata are kept, but for PEFT's configuration, whose scale is now in the tensors. ``target`` appears
+    only when every dW in it has been found equal within `TOLERANCE`. Raises `LoraFileError`.
+    """
+    file, target = read_lora(source), Path(target)
+    if target.exists() and not overwrite:
+        raise defect_error(target.name, "it exists already", "choose another name or add --overwrite")
+    if target.suffix != ".safetensors":
+        raise defect_error(target.name, "only .safetensors files are written", "choose a name that ends so")
+    kept = {key: value for key, value in file.metadata.items() if key != HEADER_KEY}
+    draft = target.with_name(f"{target.stem}.{os.getpid()}.part.safetensors")
+    try:
+        save_file(
+            {key: one.contiguous() for key, one in state_dict_in(file, dialect).items()}, draft, metadata=kept
+        )
+        refuse_difference(file, read_lora(draft))
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return read_lora(target)
+
+
+def refuse_difference(before: LoraFile, after: LoraFile) -> None:
+    """Raise `LoraFileError` unless every dW of both files is equal within `TOLERANCE`."""
+    old, new = _all_parts(before), _all_parts(after)
+    for name in sorted({*old, *new}):
+        if name not in old or name not in new or _difference(old[name], new[name]) > TOLERANCE:
+            raise _differs(old.get(name) or new[name])
+
+
+def _all_parts(file: LoraFile) -> dict[str, LoraLayer]:
+    return {part.name: part for layer in file.all_layers for part in layer.parts()}
+
+
+def _difference(old: LoraLayer, new: LoraLayer) -> float:
+    """Frobenius norm of the difference, relative to dW; a part that one file lacks is all zero in the
+    other."""
+    base = _stand_in_weight(old) if old.needs_base else None
+    first, second = old.delta(base), new.delta(base)
+    if first.shape != second.shape:
+        return math.inf
+    norm = float(first.norm())
+    return float((first - second).norm()) / norm if norm else float(second.norm())
+
+
+def _stand_in_weight(layer: LoraLayer) -> Tensor:
+    """Any weight will do to see that two DoRAs are the same."""
+    shape = layer.whole_shape or layer.shape
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _differs(layer: LoraLayer) -> LoraFileError:
+    return layer.error(
+        "the converted file would differ in this layer", "report this file; nothing was written"
+    )
