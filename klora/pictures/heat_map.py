@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from itertools import groupby
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,6 +82,15 @@ def draw_plan(plan: Plan, title: str = "What wins where") -> Figure:
 def save_plan(plan: Plan, file: str | BinaryIO, title: str = "What wins where") -> None:
     """Write the heat map as PNG to a path or an open binary file."""
     draw_plan(plan, title).savefig(file, format="png", dpi=110)
+
+
+def plan_image(plan: Plan, title: str = "What wins where") -> Any:
+    """The heat map as a ``PIL.Image``, which is what WebUIs show."""
+    from PIL import Image  # not among the engine's own dependencies; every WebUI has it
+
+    buffer = BytesIO()
+    save_plan(plan, buffer, title)
+    return Image.open(buffer).convert("RGB")
 
 
 def _block_ticks(layers: tuple[str, ...]) -> list[tuple[float, int, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +15,7 @@ from klora.errors import KloraError, PairError
 from klora.hosts.webui import library, roles
 from klora.settings import Settings
 
-MOST_TRIGGER_WORDS = 12
+MOST_TRIGGER_WORDS = 8
 _SHARPNESS = 100
 
 
@@ -24,12 +25,26 @@ def plan_picture(prompt: str, steps: object, *arguments: Any) -> str:
         settings = Settings.from_arguments(arguments)
         return _picture(_plan(str(prompt), _whole(steps), settings))
     except KloraError as error:
-        return f'<p class="klora-problem">{html.escape(str(error))}</p>'
+        return _problem(error, "p")
 
 
 def notes(content: str, style: str) -> str:
     """A line about each file of the pair, with its trigger words to click into the prompt."""
-    lines = [_note(role, name) for role, name in (("Content", content), ("Style", style)) if name]
+    files, lines = [], []
+    for role, name in (("Content", content), ("Style", style)):
+        if not name:
+            continue
+        try:
+            file = _file(name)
+            files.append(file)
+            told = f"{_facts(file)} {_words(file)}"
+        except KloraError as error:
+            told = _problem(error, "span")
+        lines.append(
+            f'<p><b class="klora-{role.lower()}">{role}</b> '
+            f'<span class="klora-name">{html.escape(name)}</span> {told}</p>'
+        )
+    lines += _mismatch(files)
     return f'<div class="klora-notes">{"".join(lines)}</div>' if lines else ""
 
 
@@ -67,21 +82,41 @@ def _picture(plan: Any) -> str:
     return f'<img class="klora-plan" alt="Plan: layers by steps" src="data:image/png;base64,{data}">'
 
 
-def _note(role: str, name: str) -> str:
-    head = f'<b class="klora-{role.lower()}">{role}</b> <span class="klora-name">{html.escape(name)}</span>'
-    try:
-        return f"<p>{head} {_facts(_known(name).path)}</p>"
-    except KloraError as error:
-        return f'<p>{head} <span class="klora-problem">{html.escape(str(error))}</span></p>'
+def _problem(error: KloraError, tag: str) -> str:
+    return f'<{tag} class="klora-problem">{html.escape(str(error))}</{tag}>'
 
 
-def _facts(path: str) -> str:
+def _file(name: str) -> Any:
     from klora.files import read_lora
 
-    lora = read_lora(path)
-    words = "".join(
+    return read_lora(_known(name).path)
+
+
+def _facts(file: Any) -> str:
+    facts = [f"for {file.base_model}" if file.base_model != "unknown" else "base model unknown"]
+    if file.ranks:
+        lowest, highest = file.ranks
+        facts.append(f"rank {lowest}" if lowest == highest else f"rank {lowest} to {highest}")
+    facts.append(file.dialect)
+    return html.escape(", ".join(facts))
+
+
+def _words(file: Any) -> str:
+    """Trigger words as buttons; a word that could smuggle a tag into the prompt is left out."""
+    return "".join(
         f'<button type="button" class="klora-word" title="Add to the prompt">{html.escape(word)}</button>'
-        for word in lora.trigger_words()[:MOST_TRIGGER_WORDS]
+        for word in file.trigger_words(MOST_TRIGGER_WORDS)
+        if "<" not in word and ">" not in word
     )
-    facts = html.escape(f"{lora.base_model}, {lora.dialect}")
-    return f"{facts} {words}"
+
+
+def _mismatch(files: Sequence[Any]) -> list[str]:
+    """Said at once, not when the picture is asked for: the two are made for different base models."""
+    from klora.planning import check_base_models
+
+    if len(files) == 2:
+        try:
+            check_base_models(*files)
+        except KloraError as error:
+            return [_problem(error, "p")]
+    return []

@@ -1,0 +1,78 @@
+"""What the shared WebUI code asks of AUTOMATIC1111."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from klora.errors import PairError
+from klora.files import read_lora
+from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
+from klora.schedule import noise_progress
+
+_FAMILIES = {"is_sdxl": "SDXL", "is_sd3": "SD3", "is_sd2": "SD2", "is_sd1": "SD1"}
+
+
+class A1111Host:
+    """A1111 as this process runs it."""
+
+    name = "AUTOMATIC1111"
+
+    @staticmethod
+    def is_here() -> bool:
+        """Whether the Lora extension of this process merges in patched forwards, as only A1111's does."""
+        networks = sys.modules.get("networks")
+        return all(hasattr(networks, name) for name in (*READERS, "originals", "loaded_networks"))
+
+    def seam(self, p: Any, content: str, style: str) -> A1111Seam:
+        """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
+        from modules import devices
+
+        loaded = [self._loaded(p.sd_model, name) for name in (content, style)]
+        return A1111Seam(_networks(), p.sd_model, *loaded, device=devices.device)
+
+    def _loaded(self, model: Any, name: str) -> Any:
+        for network in _networks().loaded_networks:
+            if network.network_on_disk.name == name:
+                if not any(layer.startswith(DENOISER) for layer in network.modules):
+                    raise PairError(_why_nothing_fits(network.network_on_disk, model))
+                return network
+        raise PairError(
+            f"LoRA {name} was not found or could not be loaded; check its name and the console, "
+            "then press refresh in the Lora tab."
+        )
+
+    def noise_progress(self, sampler: Any, level: float) -> float:
+        """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""
+        inner = sampler.model_wrap_cfg.inner_model
+        if not hasattr(inner, "sigma_to_t"):
+            return noise_progress(level)
+        import torch
+
+        sigma = torch.tensor([level], dtype=torch.float32, device=inner.log_sigmas.device)
+        return noise_progress(float(inner.sigma_to_t(sigma, quantize=False)))
+
+
+def _networks() -> ModuleType:
+    return importlib.import_module("networks")
+
+
+def loaded_family(model: Any) -> str:
+    """The family of the loaded checkpoint, as LoRA files are called: ``SDXL``."""
+    for attribute, family in _FAMILIES.items():
+        if getattr(model, attribute, False):
+            return family
+    return "another base model"
+
+
+def _why_nothing_fits(on_disk: Any, model: Any) -> str:
+    made_for = read_lora(on_disk.filename, name=on_disk.name).base_model
+    here = loaded_family(model)
+    if made_for in ("unknown", here):
+        return f"LoRA {on_disk.name} changes no layer of the loaded checkpoint ({here}); pick another LoRA."
+    return (
+        f"LoRA {on_disk.name} is made for {made_for}, but the loaded checkpoint is {here}; "
+        f"load a checkpoint of {made_for} or pick a LoRA for {here}."
+    )

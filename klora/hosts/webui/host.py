@@ -1,0 +1,38 @@
+"""The few questions that a WebUI answers to the shared code, and which WebUI this is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from klora.errors import HostError
+from klora.weights import Seam
+
+
+class WebUIHost(Protocol):
+    """One WebUI."""
+
+    name: str
+
+    def seam(self, p: Any, content: str, style: str) -> Seam:
+        """The seam for the pass that ``p`` is about to sample; LoRAs by the host's names.
+
+        Raises `PairError` if a LoRA is not loaded or does not fit the checkpoint.
+        """
+        ...
+
+    def noise_progress(self, sampler: Any, level: float) -> float:
+        """Progress (0 to 1) by the model's own timestep at the level that ``sampler`` passes on."""
+        ...
+
+
+def this_host() -> WebUIHost:
+    """The adapter for the WebUI that runs this process; raises `HostError` naming what was probed."""
+    from klora.hosts.a1111 import A1111Host
+
+    for host in (A1111Host,):
+        if host.is_here():
+            return host()
+    raise HostError(
+        "K-LoRA does not know this WebUI: its Lora extension has no per-layer merge "
+        "(network_apply_weights with originals and loaded_networks). Update K-LoRA or untick it."
+    )

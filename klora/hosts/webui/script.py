@@ -1,0 +1,66 @@
+"""The script that the WebUI runs: each callback is one line to the job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import script_callbacks, scripts
+
+from klora.hosts.webui import accordion, axes, routes
+from klora.hosts.webui.job import Job
+
+_JOB = "klora_job"
+
+
+class KLoraScript(scripts.Script):  # type: ignore[misc]
+    """K-LoRA as an AlwaysOn script of the WebUI."""
+
+    def title(self) -> str:
+        """The name in the UI and the key in ``alwayson_scripts``."""
+        return "K-LoRA"
+
+    def show(self, is_img2img: bool) -> Any:
+        """Shown in txt2img and img2img."""
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        """The accordion."""
+        built = accordion.build(is_img2img, self.elem_id)
+        self.infotext_fields = built.infotext_fields
+        self.paste_field_names = built.paste_field_names
+        return list(built.components)
+
+    def process(self, p: Any, *arguments: Any) -> None:
+        """A job begins."""
+        setattr(p, _JOB, Job.begin(arguments, p))
+
+    def before_process_batch(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
+        """The host is about to read the LoRA tags of a batch."""
+        job = getattr(p, _JOB, None)
+        if job is not None and p.prompts:
+            job.arrange_prompts(p)
+
+    def process_batch(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
+        """The host has loaded the LoRAs of a batch."""
+        job = getattr(p, _JOB, None)
+        if job is not None:
+            job.note_batch(p)
+
+    def process_before_every_sampling(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
+        """The host is about to sample one pass."""
+        job = getattr(p, _JOB, None)
+        if job is not None:
+            job.begin_pass(p)
+
+    def postprocess(self, p: Any, processed: Any, *_arguments: Any) -> None:
+        """All pictures are made."""
+        job = getattr(p, _JOB, None)
+        for picture in job.pictures() if job is not None else ():
+            processed.images.append(picture)
+            processed.infotexts.append("What won where")
+
+
+def register() -> None:
+    """Register what must be registered while the script's file is imported, also under --nowebui."""
+    axes.register()
+    script_callbacks.on_app_started(lambda _demo, app: routes.add_routes(app))

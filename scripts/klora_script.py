@@ -1,0 +1,5 @@
+"""K-LoRA: fuse a subject LoRA and a style LoRA. The WebUI loads this file; the work is in ``klora/``."""
+
+from klora.hosts.webui.script import KLoraScript, register  # noqa: F401 - the WebUI looks for the class here
+
+register()
