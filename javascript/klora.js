@@ -100,11 +100,12 @@
         return remembered.get(tab);
     }
 
-    /** What a dropdown says; while its list is being searched the text in it is not yet a choice. */
+    /** What a dropdown says; while its list is open the text in it is a search, not yet a choice. */
     function choiceIn(tab, role, line, fallback) {
-        const input = element(line.dataset[role])?.querySelector("input");
+        const dropdown = element(line.dataset[role]);
+        const text = dropdown?.querySelector("input")?.value.trim();
         const choices = memory(tab).choices;
-        if (input && input !== document.activeElement && input.value.trim()) choices[role] = input.value.trim();
+        if (text && !dropdown.querySelector("ul")) choices[role] = text;
         return choices[role] ?? fallback;
     }
 
@@ -165,7 +166,8 @@
         const accordion = button.closest(".input-accordion") ?? document.body;
         const tab = accordion.querySelector(".klora-live")?.dataset.tab;
         const prompt = tab && promptBox(tab);
-        const word = button.textContent;
+        // Brackets in a tag are part of its name, not emphasis.
+        const word = button.textContent.replace(/(?<!\\)[()[\]]/g, "\\$&");
         if (!prompt || prompt.value.includes(word)) return;
         const before = prompt.value.trimEnd();
         prompt.value = before === "" ? word : before + (before.endsWith(",") ? " " : ", ") + word;

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from klora.errors import LoraFileError
+from klora.errors import LoraFileError, PairError
 from klora.hosts.webui import pair_view
 from klora.settings import Settings
 
@@ -37,10 +37,19 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def read_lora(path: str) -> Any:
         if "Oak" in path:
             raise LoraFileError("Oak.safetensors: layer <x> is broken.")
-        words = ["sks fox", "<b>&"] + [f"word{i}" for i in range(50)]
-        return SimpleNamespace(base_model="SD1", dialect="kohya", trigger_words=lambda: words)
+        return SimpleNamespace(
+            base_model="SDXL" if "ink" in path else "SD1",
+            dialect="kohya",
+            ranks=(4, 8),
+            trigger_words=lambda count: ("sks fox", '"&', "<lora:evil:1>")[:count],
+        )
+
+    def check_base_models(content: Any, style: Any) -> None:
+        if content.base_model != style.base_model:
+            raise PairError(f"{content.base_model} & {style.base_model} differ.")
 
     planning.plan_files = plan_files  # type: ignore[attr-defined]
+    planning.check_base_models = check_base_models  # type: ignore[attr-defined]
     heat_map.draw_plan = draw_plan  # type: ignore[attr-defined]
     files.read_lora = read_lora  # type: ignore[attr-defined]
     for module in (planning, heat_map, files):
@@ -78,15 +87,25 @@ def test_a_bad_setting_is_said_too(host: FakeHost, engine: list[tuple[Any, ...]]
     assert "beta is &#x27;much&#x27;" in pair_view.plan_picture(PAIR, "20", *arguments)
 
 
-def test_a_note_names_the_base_model_and_the_trigger_words(
+def test_a_note_names_base_model_rank_and_trigger_words(
     host: FakeHost, engine: list[tuple[Any, ...]]
 ) -> None:
     text = pair_view.notes("fox", "")
-    assert "SD1, kohya" in text
+    assert "for SD1, rank 4 to 8, kohya" in text
     assert ">sks fox</button>" in text
-    assert "&lt;b&gt;&amp;</button>" in text
-    assert text.count("<button") == pair_view.MOST_TRIGGER_WORDS
+    assert ">&quot;&amp;</button>" in text
     assert "Style" not in text
+
+
+def test_no_trigger_word_can_load_a_lora(host: FakeHost, engine: list[tuple[Any, ...]]) -> None:
+    assert "lora:evil" not in pair_view.notes("fox", "")
+
+
+def test_different_base_models_are_said_before_a_picture_is_asked_for(
+    host: FakeHost, engine: list[tuple[Any, ...]]
+) -> None:
+    assert "SD1 &amp; SDXL differ." in pair_view.notes("fox", "ink")
+    assert "differ" not in pair_view.notes("fox", "fox")
 
 
 def test_a_broken_or_missing_file_is_said_and_the_other_one_still_shown(
@@ -95,7 +114,7 @@ def test_a_broken_or_missing_file_is_said_and_the_other_one_still_shown(
     text = pair_view.notes("Oak", "<i>gone</i>")
     assert "layer &lt;x&gt; is broken" in text
     assert "<i>" not in text
-    assert "SD1, kohya" in pair_view.notes("Oak", "ink")
+    assert "for SDXL, rank" in pair_view.notes("Oak", "ink")
 
 
 def test_without_a_pair_there_is_nothing_to_say(host: FakeHost) -> None:
