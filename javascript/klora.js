@@ -100,12 +100,14 @@
         return remembered.get(tab);
     }
 
-    /** What a dropdown says; while its list is open the text in it is a search, not yet a choice. */
+    /** What a dropdown says; while its list is open, a text that is none of its options is a search. */
     function choiceIn(tab, role, line, fallback) {
         const dropdown = element(line.dataset[role]);
         const text = dropdown?.querySelector("input")?.value.trim();
         const choices = memory(tab).choices;
-        if (text && !dropdown.querySelector("ul")) choices[role] = text;
+        const options = dropdown ? [...dropdown.querySelectorAll("ul li")] : [];
+        const isOption = options.some((option) => option.getAttribute("aria-label") === text);
+        if (text && (isOption || options.length === 0)) choices[role] = text;
         return choices[role] ?? fallback;
     }
 
@@ -174,6 +176,11 @@
         updateInput(prompt);
     }
 
+    function isOurDropdown(target) {
+        return target.matches?.("input") && [...page().querySelectorAll(".klora-live")].some((line) =>
+            target.closest(`#${CSS.escape(line.dataset.content)}, #${CSS.escape(line.dataset.style)}`));
+    }
+
     // For the events that the accordion wires (klora/hosts/webui/accordion.py).
     window.klora = {
         pair: (tab) => memory(tab).pair,
@@ -186,6 +193,10 @@
     // One listener each on the document, so that nothing needs to be found again when gradio redraws.
     document.addEventListener("input", (event) => {
         if (event.target.closest?.("#txt2img_prompt, #img2img_prompt")) lookEverywhere();
+    });
+    document.addEventListener("focusin", (event) => {
+        // Typing then searches for a LoRA, where it would else be inserted into the present choice.
+        if (isOurDropdown(event.target)) event.target.select();
     });
     document.addEventListener("click", (event) => {
         const button = event.target.closest?.(".klora-word");
