@@ -176,9 +176,12 @@
         updateInput(prompt);
     }
 
-    function isOurDropdown(target) {
-        return target.matches?.("input") && [...page().querySelectorAll(".klora-live")].some((line) =>
-            target.closest(`#${CSS.escape(line.dataset.content)}, #${CSS.escape(line.dataset.style)}`));
+    /** The input of the content or style dropdown that `target` is in, if it is in one. */
+    function loraInput(target) {
+        const lines = [...page().querySelectorAll(".klora-live")];
+        const ids = lines.flatMap((line) => [line.dataset.content, line.dataset.style]);
+        const dropdown = ids.length && target.closest?.(ids.map((id) => `#${CSS.escape(id)}`).join());
+        return dropdown ? dropdown.querySelector("input") : null;
     }
 
     // For the events that the accordion wires (klora/hosts/webui/accordion.py).
@@ -196,11 +199,13 @@
     });
     document.addEventListener("focusin", (event) => {
         // Typing then searches for a LoRA, where it would else be inserted into the present choice.
-        if (isOurDropdown(event.target)) event.target.select();
+        if (loraInput(event.target) === event.target) event.target.select();
     });
     document.addEventListener("click", (event) => {
         const button = event.target.closest?.(".klora-word");
         if (button) addWord(button);
+        // Some versions of gradio open the list again right after a pick: the click lands in a label.
+        if (event.target.closest?.("li")) setTimeout(() => loraInput(event.target)?.blur());
     });
     onUiLoaded(() => {
         lookEverywhere();
