@@ -23,8 +23,11 @@ def tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def kronecker(first: Tensor, second: Tensor) -> Tensor:
     """LoKr: w1 ``[a, b]`` (x) w2 ``[c, d, ...]`` -> ``[a * c, b * d, ...]``."""
-    # torch.kron takes a view of its arguments, which a tucker product may not allow.
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second.contiguous())
+    # Not torch.kron: it fails on kernels of 1 x 1 with some strides ("view size is not compatible").
+    outer = torch.einsum("ab,cd...->acbd...", first, second)
+    return outer.reshape(
+        first.shape[0] * second.shape[0], first.shape[1] * second.shape[1], *second.shape[2:]
+    )
 
 
 def glora(base: Tensor, a_in: Tensor, a_out: Tensor, added: Tensor) -> Tensor:
@@ -40,11 +43,12 @@ def decomposed(base: Tensor, delta: Tensor, magnitude: Tensor, *, per_output: bo
     ``magnitude`` has one element per output or per input. The norm is that of W + dV, as in LyCORIS and
     PEFT. A row or column of norm zero stays zero.
     """
-    direction = base + delta
+    # dW is a small difference of large numbers, so fp64 where the device has it.
+    wide = torch.float32 if base.device.type == "mps" else torch.float64
+    direction = base.to(wide) + delta.to(wide)
     kept = 0 if per_output else 1
     others = [axis for axis in range(direction.dim()) if axis != kept]
     norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
-    scaled: Tensor = direction * (
-        magnitude.reshape(norm.shape) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    )
-    return scaled - base
+    scaled = direction * (magnitude.to(wide).reshape(norm.shape) / norm.clamp_min(torch.finfo(wide).tiny))
+    difference: Tensor = scaled - base.to(wide)
+    return difference.to(delta.dtype)

@@ -33,7 +33,7 @@ _PLAIN_TEXT = """
 """
 _PLAIN_NAMES = _PLAIN_TEXT.split()
 _PLAIN = re.compile(
-    r"(?P<module>.+)\.(?P<parameter>"
+    r"(?P<module>.+?)\.(?P<parameter>"
     + "|".join(sorted(map(re.escape, _PLAIN_NAMES), key=len, reverse=True))
     + r")(?:\.weight)?"
 )
