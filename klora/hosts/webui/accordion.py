@@ -106,7 +106,7 @@ def _advanced(others: Sequence[Setting], components: dict[str, Any], elem_id: El
     """The rarely used controls, folded away; then the preview, whose (button, place) are returned."""
     import gradio as gr
 
-    with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced"), elem_classes=["klora-advanced"]):
+    with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
         for row in _rows(one for one in others if one.advanced):
             with gr.Row(elem_classes=["klora-row"]):
                 for setting in row:

@@ -41,7 +41,7 @@ def notes(content: str, style: str) -> str:
         except KloraError as error:
             told = _problem(error, "span")
         lines.append(
-            f'<p><b class="klora-{role.lower()}">{role}</b> '
+            f'<p class="klora-note"><b class="klora-{role.lower()}">{role}</b> '
             f'<span class="klora-name">{html.escape(name)}</span> {told}</p>'
         )
     lines += _mismatch(files)
