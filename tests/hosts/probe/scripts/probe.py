@@ -1,0 +1,79 @@
+"""An extension for the tests: fails or interrupts on demand, counts merges, notes calls of the denoiser.
+
+It runs inside the WebUI beside K-LoRA and knows nothing of it.
+"""
+
+import time
+from collections import Counter
+
+import networks
+from modules import script_callbacks, shared
+
+armed = {"fail_at": None, "interrupt_at": None, "skip_at": None}
+calls = []  # of the denoiser, as times, since the last look
+merges = Counter()  # layer -> LoRAs merged into it since the last look, while a denoiser call was under way
+is_sampling = [False]
+
+
+class ProbeError(RuntimeError):
+    """The failure that a test asked for."""
+
+
+def before_call(model, *_):
+    calls.append(time.perf_counter())
+    is_sampling[0] = True
+    number = len(calls)
+    if number == armed["fail_at"]:
+        armed["fail_at"] = None
+        raise ProbeError("asked to fail inside the UNet")
+
+
+def on_denoiser(_params):
+    if len(calls) + 1 == armed["interrupt_at"]:
+        armed["interrupt_at"] = None
+        shared.state.interrupted = True
+    if len(calls) + 1 == armed["skip_at"]:
+        armed["skip_at"] = None
+        shared.state.skipped = True
+
+
+def watch(model):
+    unet = model.model.diffusion_model
+    if not getattr(unet, "probe_is_on", False):
+        unet.probe_is_on = True
+        unet.register_forward_pre_hook(before_call)
+        unet.register_forward_hook(lambda *_: is_sampling.__setitem__(0, False))
+
+
+def count_merges():
+    original = networks.network_restore_weights_from_backup
+
+    def counted(layer):
+        name = getattr(layer, "network_layer_name", "")
+        if is_sampling[0] and name.startswith("diffusion_model_"):
+            merges[name] += 1
+        return original(layer)
+
+    networks.network_restore_weights_from_backup = counted
+
+
+def add_routes(_demo, app):
+    watch(shared.sd_model)
+    count_merges()
+
+    @app.post("/probe/arm")
+    def arm(request: dict):
+        watch(shared.sd_model)
+        calls.clear()
+        merges.clear()
+        armed.update(dict.fromkeys(armed), **request)
+        return armed
+
+    @app.get("/probe/look")
+    def look():
+        return {"calls": list(calls), "merges": dict(merges)}
+
+
+script_callbacks.on_app_started(add_routes)
+script_callbacks.on_model_loaded(watch)
+script_callbacks.on_cfg_denoiser(on_denoiser)

@@ -1,0 +1,295 @@
+"""The table of what must hold, on the real AUTOMATIC1111, by hash of the pixels."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.hosts.server import Answer, RefusedError, WebUI
+
+CONTENT, STYLE, THIRD = ("<lora:content-sd1-a:1>", "<lora:style-sd1-a:0.8>", "<lora:third-sd1-a:0.5>")
+PAIR = f"a cat {CONTENT}{STYLE}"
+CONTENT_WINS = {"alpha": 0, "beta": 0}
+STYLE_WINS = {"alpha": 0, "beta": 1e8}
+
+#: Passes that leave their own traces in a host: K-LoRA must win and lose in each as in a plain one.
+PASSES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "hires": {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7},
+    "hires with its own checkpoint": {
+        "enable_hr": True,
+        "hr_scale": 2,
+        "hr_upscaler": "Latent",
+        "denoising_strength": 0.7,
+        "hr_checkpoint_name": "sd1-b.safetensors",
+    },
+    "batch 2 x 2": {"batch_size": 2, "n_iter": 2},
+    "refiner": {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5},
+    "second order": {"sampler_name": "Heun"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _plain_options(webui: WebUI) -> Iterator[None]:
+    """Each test starts from, and returns to, the SD1 checkpoint and the options that it found."""
+    plain = {
+        "sd_model_checkpoint": "sd1-a.safetensors",
+        "lora_functional": False,
+        "fp8_storage": "Disable",
+        "cache_fp16_weight": False,
+    }
+    webui.options(**plain)
+    yield
+    webui.options(**plain)
+    webui.call("/probe/arm", {})
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_the_winner_everywhere_is_the_only_lora(webui: WebUI, kind: str) -> None:
+    request = PASSES[kind]
+    assert (
+        webui.txt2img(PAIR, CONTENT_WINS, **request).pixels
+        == webui.txt2img(f"a cat {CONTENT}", **request).pixels
+    )
+    assert (
+        webui.txt2img(PAIR, STYLE_WINS, **request).pixels == webui.txt2img(f"a cat {STYLE}", **request).pixels
+    )
+
+
+def test_the_default_rule_makes_a_picture_of_its_own_and_repeats_it(webui: WebUI) -> None:
+    fused = webui.txt2img(PAIR, {})
+    others = [
+        webui.txt2img(prompt).pixels for prompt in (PAIR, f"a cat {CONTENT}", f"a cat {STYLE}", "a cat")
+    ]
+    assert fused.pixels not in others
+    assert len(set(others)) == 4
+    assert webui.txt2img(PAIR, {}).pixels == fused.pixels
+    starred = webui.txt2img(PAIR, {"schedule": "S*"})
+    assert starred.pixels != fused.pixels
+
+
+def test_a_third_lora_stays_added(webui: WebUI) -> None:
+    # Between the two, so that the order in which the host adds them is tested as well.
+    three = f"a cat {CONTENT}{THIRD}{STYLE}"
+    settings = {"content": "content-sd1-a", "style": "style-sd1-a"}
+    fused = webui.txt2img(three, {**settings, **CONTENT_WINS})
+    assert fused.pixels == webui.txt2img(f"a cat {CONTENT}{THIRD}").pixels
+    fused = webui.txt2img(three, {**settings, **STYLE_WINS})
+    assert fused.pixels == webui.txt2img(f"a cat {THIRD}{STYLE}").pixels
+
+
+def test_loras_picked_in_the_accordion_need_not_be_in_the_prompt(webui: WebUI) -> None:
+    picked = {"content": "content-sd1-a", "style": "style-sd1-a", "style_weight": 0.8}
+    for request in ({}, PASSES["hires"]):
+        assert webui.txt2img("a cat ", picked, **request).pixels == webui.txt2img(PAIR, {}, **request).pixels
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt"),
+    [
+        ("off", "a cat "),
+        ("content only", f"a cat {CONTENT}"),
+        ("style only", f"a cat {STYLE}"),
+        ("added", PAIR),
+        ("K-LoRA", None),
+    ],
+)
+def test_each_mode_is_what_it_says(webui: WebUI, mode: str, prompt: str | None) -> None:
+    for request in ({}, PASSES["hires"]):
+        expected = webui.txt2img(PAIR, {}, **request) if prompt is None else webui.txt2img(prompt, **request)
+        assert webui.txt2img(PAIR, {"mode": mode}, **request).pixels == expected.pixels
+
+
+def _interrupted(webui: WebUI) -> None:
+    webui.call("/probe/arm", {"interrupt_at": 4})
+    webui.txt2img(PAIR, {}, steps=8)
+
+
+def _skipped(webui: WebUI) -> None:
+    webui.call("/probe/arm", {"skip_at": 4})
+    webui.txt2img(PAIR, {}, steps=8, n_iter=2)
+
+
+def _interrupted_from_outside(webui: WebUI) -> None:
+    job = threading.Thread(target=lambda: webui.txt2img(PAIR, {}, steps=100))
+    job.start()
+    time.sleep(1.5)
+    webui.call("/sdapi/v1/interrupt", {})
+    job.join()
+
+
+def _failed(webui: WebUI) -> None:
+    webui.call("/probe/arm", {"fail_at": 4})
+    with pytest.raises(RefusedError, match="ProbeError"):
+        webui.txt2img(PAIR, {})
+
+
+def _switched(webui: WebUI) -> None:
+    webui.txt2img(PAIR, {})
+    for checkpoint in ("sdxl", "sd1-b", "sd1-a"):
+        webui.options(sd_model_checkpoint=f"{checkpoint}.safetensors")
+        family = "sdxl" if checkpoint == "sdxl" else "sd1-a"
+        webui.txt2img(f"a cat <lora:content-{family}:1><lora:style-{family}:1>", {}, steps=2)
+
+
+def _repainted(webui: WebUI) -> None:
+    webui.img2img(PAIR, {}, init=webui.txt2img("a cat "))
+
+
+ENDS: dict[str, Callable[[WebUI], object]] = {
+    "normal": lambda webui: webui.txt2img(PAIR, {}),
+    "hires": lambda webui: webui.txt2img(PAIR, {}, **PASSES["hires"]),
+    "img2img": _repainted,
+    "interrupt": _interrupted,
+    "interrupt by the API": _interrupted_from_outside,
+    "skip": _skipped,
+    "exception in the UNet": _failed,
+    "checkpoint switch and back": _switched,
+    "refiner": lambda webui: webui.txt2img(PAIR, {}, **PASSES["refiner"]),
+    "functional": lambda webui: (webui.options(lora_functional=True), webui.txt2img(PAIR, {})),
+}
+
+
+@pytest.fixture(scope="module")
+def before(webui: WebUI) -> tuple[Answer, Answer]:
+    """The base picture and the picture with both LoRAs added, before K-LoRA was ever on."""
+    webui.options(sd_model_checkpoint="sd1-a.safetensors")
+    return webui.txt2img("a cat "), webui.txt2img(PAIR)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_everything_comes_back(webui: WebUI, before: tuple[Answer, Answer], end: str) -> None:
+    ENDS[end](webui)
+    webui.options(lora_functional=False)
+    base, added = before
+    assert webui.txt2img(PAIR).pixels == added.pixels
+    assert webui.txt2img("a cat ").pixels == base.pixels
+
+
+def test_img2img_and_inpainting_are_fused_too(webui: WebUI) -> None:
+    start = webui.txt2img("a cat ")
+    for extra in ({}, {"n_iter": 2}, {"denoising_strength": 0.3}, {"sampler_name": "DDIM"}):
+        only = webui.img2img(f"a cat {CONTENT}", init=start, **extra)
+        assert webui.img2img(PAIR, CONTENT_WINS, init=start, **extra).pixels == only.pixels
+        assert webui.img2img(PAIR, {}, init=start, **extra).pixels != only.pixels
+
+
+def test_functional_mode(webui: WebUI) -> None:
+    webui.options(lora_functional=True)
+    assert webui.txt2img(PAIR, CONTENT_WINS).pixels == webui.txt2img(f"a cat {CONTENT}").pixels
+    assert webui.txt2img(PAIR, STYLE_WINS).pixels == webui.txt2img(f"a cat {STYLE}").pixels
+    assert webui.txt2img(PAIR, {}).pixels != webui.txt2img(PAIR).pixels
+
+
+def test_fp8_storage(webui: WebUI) -> None:
+    webui.options(fp8_storage="Enable")
+    assert webui.txt2img(PAIR, CONTENT_WINS).pixels == webui.txt2img(f"a cat {CONTENT}").pixels
+    assert webui.txt2img(PAIR, {}).pixels != webui.txt2img(PAIR).pixels
+
+
+def test_sdxl(webui: WebUI) -> None:
+    webui.options(sd_model_checkpoint="sdxl.safetensors")
+    content, style = "<lora:content-sdxl:1>", "<lora:style-sdxl:1>"
+    pair = f"a cat {content}{style}"
+    assert webui.txt2img(pair, CONTENT_WINS).pixels == webui.txt2img(f"a cat {content}").pixels
+    assert webui.txt2img(pair, STYLE_WINS).pixels == webui.txt2img(f"a cat {style}").pixels
+    assert webui.txt2img(pair, {}).pixels != webui.txt2img(pair).pixels
+
+
+def test_every_sampler(webui: WebUI) -> None:
+    wrong = []
+    samplers = [one["name"] for one in webui.call("/sdapi/v1/samplers")]
+    assert len(samplers) >= 15
+    for sampler in samplers:
+        only = webui.txt2img(f"a cat {CONTENT}", sampler_name=sampler)
+        if webui.txt2img(PAIR, CONTENT_WINS, sampler_name=sampler).pixels != only.pixels:
+            wrong.append(sampler)
+        if webui.txt2img(PAIR, {}, sampler_name=sampler).pixels == only.pixels:
+            wrong.append(f"{sampler} (default rule)")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("clock", ["step", "noise", "published"])
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DDIM", "UniPC", "DPM adaptive"])
+def test_every_clock_runs_with_every_kind_of_sampler(webui: WebUI, clock: str, sampler: str) -> None:
+    only = webui.txt2img(f"a cat {CONTENT}", sampler_name=sampler).pixels
+    assert webui.txt2img(PAIR, {"clock": clock}, sampler_name=sampler).pixels != only
+
+
+@pytest.mark.parametrize(("schedule", "most"), [("S", 2), ("S*", 3)])
+def test_only_what_flips_is_merged(webui: WebUI, schedule: str, most: int) -> None:
+    webui.txt2img(PAIR, {"schedule": schedule}, steps=20)
+    webui.call("/probe/arm", {})
+    webui.txt2img(PAIR, {"schedule": schedule}, steps=20)
+    merges = webui.call("/probe/look")["merges"]
+    attention = {name: count for name, count in merges.items() if "_attn" in name}
+    assert len(attention) == 128  # each is put back to its first winner
+    assert max(attention.values()) <= most
+    assert sum(attention.values()) > 128  # some flip
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "one LoRA": (f"a cat {CONTENT}", {}, r"needs two LoRAs, found 1 \(content-sd1-a\)"),
+    "no LoRA": ("a cat", {}, "needs two LoRAs, found none"),
+    "missing file": (f"a cat {CONTENT}<lora:nobody:1>", {}, "nobody was not found"),
+    "other base model": (f"a cat {CONTENT}<lora:style-sdxl:1>", {}, "made for SDXL, but the loaded .* SD1"),
+    "unknown setting": (PAIR, {"speed": 3}, "no setting 'speed'"),
+    "value out of range": (PAIR, {"alpha": -1}, "alpha is -1"),
+    "NaN": (f"a cat {CONTENT}<lora:nan:1>", {}, "nan: layer .*attn.* holds NaN"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_job_is_refused_in_a_sentence(webui: WebUI, nan_lora: str, case: str) -> None:
+    prompt, settings, sentence = REFUSED[case]
+    with pytest.raises(RefusedError, match=sentence) as refused:
+        webui.txt2img(prompt, settings)
+    assert refused.value.status == 422
+    assert webui.txt2img("a cat").pixels  # and the WebUI works on
+
+
+def test_add_normally_says_so(webui: WebUI) -> None:
+    one = f"a cat {CONTENT}"
+    answer = webui.txt2img(one, {"incomplete": "add normally"})
+    assert answer.pixels == webui.txt2img(one).pixels
+    assert "K-LoRA fallback" in answer.infotexts[0]
+
+
+def test_the_infotext_names_pair_and_rule(webui: WebUI) -> None:
+    text = webui.txt2img(PAIR, {"beta": 0.75}).infotexts[0]
+    for part in ("K-LoRA: content-sd1-a", "style-sd1-a", "K-LoRA schedule: S", "K-LoRA beta: 0.75"):
+        assert part in text
+    assert "K-LoRA" not in webui.txt2img(PAIR).infotexts[0]
+
+
+def test_the_plan_picture_is_added_when_wanted(webui: WebUI) -> None:
+    plain = webui.txt2img(PAIR, {})
+    shown = webui.txt2img(PAIR, {"show_plan": True})
+    assert shown.pixels[0] == plain.pixels[0]
+    assert len(shown.pixels) == len(plain.pixels) + 1
+
+
+def test_routes(webui: WebUI) -> None:
+    assert webui.call("/klora/v1/version")["version"]
+    names = [one["name"] for one in webui.call("/klora/v1/schema")["settings"]]
+    assert names[:3] == ["enabled", "content", "style"]
+    plan = webui.call("/klora/v1/plan", {"content": "content-sd1-a", "style": "style-sd1-a", "steps": 5})
+    assert len(plan["choices"]) == 5
+    assert len(plan["layers"]) == len(plan["choices"][0]) >= 128
+    with pytest.raises(RefusedError, match="no LoRA '/etc/passwd'"):
+        webui.call("/klora/v1/plan", {"content": "/etc/passwd", "style": "style-sd1-a", "steps": 5})
+
+
+def test_the_pypi_client(webui: WebUI) -> None:
+    webuiapi = pytest.importorskip("webuiapi", reason="pip install webuiapi to test it as a caller")
+    host, port = webui.address.removeprefix("http://").split(":")
+    client = webuiapi.WebUIApi(host=host, port=int(port))
+    request = {"prompt": PAIR, "steps": 6, "width": 64, "height": 64, "seed": 7, "cfg_scale": 7}
+    settings = {"K-LoRA": {"args": [CONTENT_WINS]}}
+    result = client.txt2img(**request, sampler_name="Euler a", alwayson_scripts=settings)
+    only = webui.txt2img(f"a cat {CONTENT}")
+    assert result.image.convert("RGB").tobytes() == only.raw
