@@ -45,9 +45,10 @@ def score_layer(
     A rank of ``None`` (a type without rank) is replaced by the energy rank, if K needs one. Raises
     `LoraFileError` naming file and layer if a delta holds NaN or Inf.
     """
+    magnitudes = [content.detach().abs(), style.detach().abs()]
     totals = []
-    for delta, file in ((content, content_file), (style, style_file)):
-        amount = total(delta)
+    for weights, file in zip(magnitudes, (content_file, style_file), strict=True):
+        amount = total(weights)
         if not np.isfinite(amount):
             raise LoraFileError(
                 f"{file}: layer {layer} holds NaN or infinite values, which would blacken the picture; "
@@ -61,7 +62,8 @@ def score_layer(
     if top_k.kind == "rank":
         ranks = (content_rank or energy_rank(content), style_rank or energy_rank(style))
     k = top_k.of(*ranks, elements=content.numel())
-    return Contest(layer, k, top_k_sum(content, k), top_k_sum(style, k), totals[0], totals[1])
+    scores = [top_k_sum(weights, k) for weights in magnitudes]
+    return Contest(layer, k, *scores, *totals)
 
 
 @dataclass(frozen=True)
