@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
+from collections.abc import Collection
 from typing import Any
 
 from klora.errors import PairError
 from klora.files import read_lora
+from klora.hosts.a1111.reading import fill_in
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
 from klora.schedule import noise_progress
 
@@ -26,17 +27,27 @@ class A1111Host:
         networks = sys.modules.get("networks")
         return all(hasattr(networks, name) for name in (*READERS, "originals", "loaded_networks"))
 
+    def after_activation(self, p: Any, names: Collection[str]) -> None:
+        """The host has loaded its LoRAs: read those of ``names`` that it found nothing in."""
+        for network in _networks().loaded_networks:
+            on_disk = network.network_on_disk
+            if on_disk.name not in names or _touches_denoiser(network):
+                continue
+            file = read_lora(on_disk.filename, name=on_disk.name)
+            if file.base_model in ("unknown", loaded_family(p.sd_model)):
+                fill_in(_networks(), network)
+
     def seam(self, p: Any, content: str, style: str) -> A1111Seam:
         """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
         from modules import devices
 
-        loaded = [self._loaded(p.sd_model, name) for name in (content, style)]
-        return A1111Seam(_networks(), p.sd_model, *loaded, device=devices.device)
+        pair = (self._loaded(p.sd_model, content), self._loaded(p.sd_model, style))
+        return A1111Seam(_networks(), p.sd_model, pair, devices.device)
 
     def _loaded(self, model: Any, name: str) -> Any:
         for network in _networks().loaded_networks:
             if network.network_on_disk.name == name:
-                if not any(layer.startswith(DENOISER) for layer in network.modules):
+                if not _touches_denoiser(network):
                     raise PairError(_why_nothing_fits(network.network_on_disk, model))
                 return network
         raise PairError(
@@ -55,8 +66,12 @@ class A1111Host:
         return noise_progress(float(inner.sigma_to_t(sigma, quantize=False)))
 
 
-def _networks() -> ModuleType:
+def _networks() -> Any:
     return importlib.import_module("networks")
+
+
+def _touches_denoiser(network: Any) -> bool:
+    return any(layer.startswith(DENOISER) for layer in network.modules)
 
 
 def loaded_family(model: Any) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class A1111Seam:
         self.style_name: str = style.network_on_disk.name
         self._networks = networks
         self._model = model
-        self._pair = (content, style)
+        self._pair = pair
         self._device = device
         shared = [name for name in content.modules if _is_contestable(name, content, style)]
         named = {_canonical(name): name for name in shared}

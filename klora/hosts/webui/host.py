@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from klora.errors import HostError
@@ -12,6 +13,13 @@ class WebUIHost(Protocol):
     """One WebUI."""
 
     name: str
+
+    def after_activation(self, p: Any, names: Collection[str]) -> None:
+        """The host has loaded the LoRAs of a pass, and has not yet encoded the prompt.
+
+        Here an adapter reads the LoRAs of ``names`` that the host itself could not make sense of.
+        """
+        ...
 
     def seam(self, p: Any, content: str, style: str) -> Seam:
         """The seam for the pass that ``p`` is about to sample; LoRAs by the host's names.

@@ -71,6 +71,16 @@ class Job:
         wanted, unwanted = prompts.changes(self._roles, self._settings)
         p.prompts[:] = [prompts.changed_prompt(one, wanted, unwanted, names) for one in p.prompts]
 
+    def after_activation(self, p: Any) -> None:
+        """The host has loaded the LoRAs of a pass."""
+        if self._settings.mode != "off":
+            names = {name for name in self._pass_pair(p) if name is not None}
+            self._try(p, lambda: this_host().after_activation(p, names))
+
+    def _pass_pair(self, p: Any) -> tuple[str | None, str | None]:
+        roles = self._hires_roles if getattr(p, "is_hr_pass", False) else self._roles
+        return (None, None) if roles is None else (roles.content, roles.style)
+
     def note_batch(self, p: Any) -> None:
         """After the host has loaded a batch's LoRAs: the same for the hires pass, and the infotext."""
         self._try(p, lambda: self._arrange_hires(p))

@@ -40,8 +40,14 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
         if job is not None and p.prompts:
             job.arrange_prompts(p)
 
+    def after_extra_networks_activate(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
+        """The host has loaded the LoRAs of a pass, and has not yet encoded its prompt."""
+        job = getattr(p, _JOB, None)
+        if job is not None:
+            job.after_activation(p)
+
     def process_batch(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
-        """The host has loaded the LoRAs of a batch."""
+        """The host is about to encode the prompts of a batch."""
         job = getattr(p, _JOB, None)
         if job is not None:
             job.note_batch(p)
