@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from klora.schedule import Rule
 from klora.scores import Contest, Scores
 from klora.settings import Settings
 
-amounts = st.floats(0, 1e6, allow_nan=False)
+amounts = st.one_of(st.just(0.0), st.floats(1e-6, 1e6))
 contests = st.lists(st.tuples(amounts, amounts, amounts, amounts), min_size=1, max_size=12)
 
 
@@ -20,7 +22,7 @@ def scores_of(numbers: list[tuple[float, ...]]) -> Scores:
 
 def changes(plan_choices: list[str], layer: int) -> int:
     letters = [step[layer] for step in plan_choices]
-    return sum(before != after for before, after in zip(letters, letters[1:], strict=False))
+    return sum(before != after for before, after in pairwise(letters))
 
 
 @settings(max_examples=200, deadline=None)

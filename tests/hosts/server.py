@@ -64,9 +64,7 @@ class WebUI:
     def img2img(self, prompt: str, klora: dict[str, Any] | None = None, **request: Any) -> Answer:
         """Make pictures from ``init``, the answer of an earlier job."""
         init: Answer = request.pop("init")
-        buffer = io.BytesIO()
-        Image.frombytes("RGB", init.size, init.raw).save(buffer, "PNG")
-        request["init_images"] = [base64.b64encode(buffer.getvalue()).decode()]
+        request["init_images"] = [_as_text(Image.frombytes("RGB", init.size, init.raw))]
         return self._pictures("/sdapi/v1/img2img", prompt, klora, request)
 
     def _pictures(
@@ -95,6 +93,19 @@ class WebUI:
     def options(self, **options: Any) -> None:
         """Set the WebUI's options."""
         self.call("/sdapi/v1/options", options)
+
+
+def left_half(size: tuple[int, int]) -> str:
+    """A mask for inpainting the left half, as the API takes it."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return _as_text(mask)
+
+
+def _as_text(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def free_port() -> int:

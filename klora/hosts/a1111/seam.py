@@ -33,9 +33,8 @@ READERS = ("network_apply_weights", "network_forward")
 class A1111Seam:
     """The seam for two loaded networks of A1111 and the model that is loaded now."""
 
-    def __init__(
-        self, networks: ModuleType, model: Any, content: Any, style: Any, device: torch.device
-    ) -> None:
+    def __init__(self, networks: Any, model: Any, pair: tuple[Any, Any], device: torch.device) -> None:
+        content, style = pair
         self.content_name: str = content.network_on_disk.name
         self.style_name: str = style.network_on_disk.name
         self._networks = networks

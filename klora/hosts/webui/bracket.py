@@ -56,10 +56,8 @@ def bracket(
 
     def launch(steps: int, *arguments: Any, **keywords: Any) -> Any:
         _unwrap(sampler)
-        config = getattr(sampler, "config", None)
-        position = Position(
-            levels, steps, config.total_steps(steps) if hasattr(config, "total_steps") else None
-        )
+        total_steps = getattr(getattr(sampler, "config", None), "total_steps", None)
+        position = Position(levels, steps, total_steps(steps) if callable(total_steps) else None)
         try:
             with fusion.sampling(), _clock(sampler.model_wrap_cfg, fusion, position, noise_progress):
                 return original(steps, *arguments, **keywords)
