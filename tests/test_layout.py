@@ -1,0 +1,112 @@
+"""What a reader may rely on in every file of the package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = sorted((ROOT / "klora").rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+HOSTS = ROOT / "klora" / "hosts"
+
+#: Top-level names of modules that only a running WebUI has.
+HOST_MODULES = frozenset(
+    {
+        "modules",
+        "backend",
+        "gradio",
+        "ldm_patched",
+        "networks",
+        "network",
+        "modules_forge",
+        "extra_networks_lora",
+    }
+)
+BROAD = frozenset({"Exception", "BaseException"})
+MOST_LINES = 400
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top-level names of everything imported in a file, in functions and by name too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            yield from _first_word(node.args[0])
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sys.modules":
+            yield from _first_word(node.slice)
+
+
+def _first_word(expression: ast.expr) -> Iterator[str]:
+    if isinstance(expression, ast.Constant):
+        yield str(expression.value).split(".")[0]
+
+
+def _called(call: ast.Call) -> str:
+    return ast.unparse(call.func).rpartition(".")[2]
+
+
+def broad_handlers(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = _names(node.type) if node.type else BROAD
+            if caught & BROAD:
+                yield node.lineno
+        elif isinstance(node, ast.Call) and _called(node) == "suppress" and BROAD & _names(*node.args):
+            yield node.lineno
+
+
+def _names(*expressions: ast.expr) -> set[str]:
+    return {one.id for whole in expressions for one in ast.walk(whole) if isinstance(one, ast.Name)}
+
+
+def test_there_is_a_package_to_look_at() -> None:
+    assert len(PACKAGE) > 30
+    assert SCRIPTS
+    assert any(HOSTS in file.parents for file in PACKAGE)
+
+
+@pytest.mark.parametrize("file", [one for one in PACKAGE if HOSTS not in one.parents], ids=name_of)
+def test_only_the_host_room_knows_a_webui(file: Path) -> None:
+    assert HOST_MODULES.isdisjoint(imported(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize("file", PACKAGE + SCRIPTS, ids=name_of)
+def test_no_broad_except(file: Path) -> None:
+    assert list(broad_handlers(ast.parse(file.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize("file", PACKAGE + SCRIPTS, ids=name_of)
+def test_no_file_is_long(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import modules.shared",
+        "from modules import shared",
+        "def f():\n    import gradio as gr",
+        "def f():\n    from backend.patcher import lora",
+        "importlib.import_module('networks')",
+        "__import__('ldm_patched.modules')",
+        "sys.modules['networks']",
+    ],
+)
+def test_the_check_of_imports_sees(source: str) -> None:
+    assert not HOST_MODULES.isdisjoint(imported(ast.parse(source)))
+
+
+@pytest.mark.parametrize("caught", ["", " Exception", " (OSError, BaseException)"])
+def test_the_check_of_handlers_sees(caught: str) -> None:
+    assert list(broad_handlers(ast.parse(f"try:\n    f()\nexcept{caught}:\n    pass"))) == [3]
