@@ -103,3 +103,25 @@ def test_nothing_is_lost_and_nobody_plays_two_parts(tags: list[str], content: st
     assert not cast_names & set(roles.extras)
     assert roles.content_picked == (roles.content is not None and roles.content not in tags)
     assert (roles.problem is None) == (len(cast_names) == 2)
+
+
+def test_the_live_line_names_the_roles_what_is_missing_and_what_is_added() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    program = (
+        f"const k = require({json.dumps(str(SCRIPT))});"
+        "const say = (prompt, style) => k.lineOf(k.assign(k.tagsIn(prompt),"
+        f" {json.dumps(FIRST_IN_PROMPT)}, style, new Map())).map(([, text]) => text);"
+        f"console.log(JSON.stringify([say('<lora:fox:1><lora:oak:1>', 'ink'),"
+        f" say('<lora:fox:1>', {json.dumps(SECOND_IN_PROMPT)})]));"
+    )
+    done = subprocess.run([node, "-e", program], capture_output=True, text=True, check=True)
+    picked, missing = json.loads(done.stdout)
+    assert picked == [
+        *("Content", "fox"),
+        *("Style", "ink", "picked here, loaded with its own weight"),
+        "added normally: oak",
+    ]
+    assert missing[:2] == ["Content", "fox"]
+    assert "found 1 (fox): add the style LoRA" in missing[2]
