@@ -53,7 +53,7 @@ _NEW_COPY = "download or save the file again"
 #: First bytes of what people save under the name of a LoRA by mistake, and what it is.
 _MISTAKEN = (
     (b"PK\x03\x04", "it is a zip or PyTorch file (.pt, .ckpt), not safetensors", "convert it to safetensors"),
-    (b"\x80\x02", "it is a Python pickle, not safetensors", "convert it to safetensors"),
+    (b"\x80", "it is a Python pickle, not safetensors", "convert it to safetensors"),
     (
         b"version https://git-lfs",
         "it is a Git LFS pointer, not the file itself",

@@ -298,7 +298,13 @@ def refuse_difference(before: LoraFile, after: LoraFile) -> None:
     """Raise `LoraFileError` unless every dW of both files is equal within `TOLERANCE`."""
     old, new = _all_parts(before), _all_parts(after)
     for name in sorted({*old, *new}):
-        if name not in old or name not in new or _difference(old[name], new[name]) > TOLERANCE:
+        if name in old and name in new:
+            same = _difference(old[name], new[name]) <= TOLERANCE
+        else:
+            # A fused module holds all its projections: those that were not trained are zero.
+            alone = old.get(name) or new[name]
+            same = not alone.needs_base and not bool(alone.delta().any())
+        if not same:
             raise _differs(old.get(name) or new[name])
 
 
