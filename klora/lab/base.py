@@ -116,3 +116,30 @@ def train(cache: Path, latents: Tensor, plan: Plan, minutes: float, name: str = 
 
     loop.run(loss_of, minutes)
     return loop
+
+
+def trigger_prompts() -> list[str]:
+    """Prompts of every word that only LoRAs know: held-out subjects and held-out styles."""
+    return [world.prompt(s, style) for s in world.HELD_OUT_SUBJECTS for style in world.STYLES.values()]
+
+
+@torch.no_grad()
+def full_text_encoder(trained: nn.Module, words: Words, seed: int = 0) -> nn.Module:
+    """The text encoder with CLIP's whole vocabulary.
+
+    Words that training met keep their vectors, words that LoRAs are triggered by get vectors drawn from the same
+    distribution, and all others their mean, so that an unknown word says nothing.
+    """
+    full = build_text_encoder()
+    small, large = dict(trained.state_dict()), full.state_dict()
+    key = next(name for name in small if name.endswith("token_embedding.weight"))
+    vectors = small.pop(key)
+    for name, weight in small.items():
+        large[name].copy_(weight)
+    met = vectors[: len(words.numbers)]
+    large[key].copy_(met.mean(0).expand_as(large[key]))
+    triggers = tokens.encode(trigger_prompts()).unique()
+    drawn = torch.randn(len(triggers), met.shape[1], generator=torch.Generator().manual_seed(seed))
+    large[key][triggers] = met.mean(0) + met.std(0) * drawn
+    large[key][words.numbers] = met
+    return full.eval()
