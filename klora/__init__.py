@@ -6,6 +6,20 @@ understood), ``scores`` (where a layer is scored), ``schedule`` (where time ente
 setting once.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from klora.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from klora.hosts.diffusers import fuse
+
+__all__ = ["__version__", "fuse"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that the WebUI and the command line start without loading a pipeline's adapter.
+    if name == "fuse":
+        from klora.hosts.diffusers import fuse
+
+        return fuse
+    raise AttributeError(f"module 'klora' has no attribute {name!r}")

@@ -1,0 +1,190 @@
+"""The seam for a diffusers pipeline: a layer's Parameter is exchanged, never written into.
+
+The original Parameter objects are put back at the end, so the weights come back bit for bit and with
+their identity, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klora.errors import HostError, LoraFileError
+from klora.files import LoraFile, LoraLayer, forward_position, is_attention, split_layers
+from klora.weights import LayerView, Winner
+
+
+@dataclass(frozen=True)
+class WeightedFile:
+    """A LoRA file and how strong it is applied."""
+
+    file: LoraFile
+    weight: float
+
+
+class PipelineSeam:
+    """The seam for two LoRA files and the denoiser and text encoders of ``pipe``."""
+
+    def __init__(self, pipe: Any, content: WeightedFile, style: WeightedFile) -> None:
+        self.content_name = content.file.name
+        self.style_name = style.file.name
+        self._pipe = pipe
+        self._pair = (content, style)
+        self._modules: dict[str, nn.Module] = {}
+        self._originals: dict[str, nn.Parameter] = {}
+        self._layers = tuple(self._found(one.file) for one in self._pair)
+
+    def _found(self, file: LoraFile) -> dict[str, LoraLayer]:
+        """The file's layers that the pipeline has, denoiser and text encoders, checked for their size."""
+        denoiser = denoiser_of(self._pipe)
+        found = {}
+        for name, layer in split_layers(file).items():
+            module = _linear(denoiser, name)
+            if module is not None:
+                self._modules[name] = _fitting(module, layer, file)
+                found[name] = layer
+        if not found:
+            raise LoraFileError(
+                f"{file.name} (made for {file.base_model}) changes no layer of the pipeline's "
+                f"{type(denoiser).__name__}; use a LoRA made for this model.",
+                file=file.name,
+                defect="other base model",
+            )
+        return {**found, **self._found_in_text_encoders(file)}
+
+    def _found_in_text_encoders(self, file: LoraFile) -> dict[str, LoraLayer]:
+        found = {}
+        for name, layer in file.text_encoder.items():
+            component, _, path = name.partition(".")
+            encoder = getattr(self._pipe, component, None)
+            if encoder is None:
+                continue  # a pipeline that is given embeddings needs none
+            # Newer versions of transformers have no module "text_model" between the encoder and its layers.
+            module = _linear(encoder, path) or _linear(encoder, path.removeprefix("text_model."))
+            if module is None:
+                raise LoraFileError(
+                    f"{file.name}: layer {name} is not in the pipeline's {type(encoder).__name__}; "
+                    "use a LoRA made for this model.",
+                    file=file.name,
+                    layer=name,
+                    defect="no such layer",
+                )
+            self._modules[name] = _fitting(module, layer, file)
+            found[name] = layer
+        return found
+
+    def shared_layers(self) -> Sequence[LayerView]:
+        """The denoiser's layers that both files change, in forward order."""
+        content, style = self._layers
+        order = sorted(set(content) & set(style) - self._of_text_encoders(), key=_place)
+        return [LayerView(name, is_attention(name), content[name].rank, style[name].rank) for name in order]
+
+    def _of_text_encoders(self) -> set[str]:
+        return {name for one in self._pair for name in one.file.text_encoder}
+
+    def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
+        """Both dW in fp32, on the model's device, scaled by alpha / rank and the weight."""
+        return self._delta(0, layer), self._delta(1, layer)
+
+    def _delta(self, which: int, layer: str) -> Tensor:
+        base = self._base(layer)
+        found = self._layers[which][layer]
+        given = base.detach().reshape(found.shape) if found.needs_base else None
+        return self._pair[which].weight * found.delta(given, device=base.device).reshape(base.shape)
+
+    def _base(self, layer: str) -> Tensor:
+        original = self._originals.get(layer)
+        return _parameter(self._modules[layer]) if original is None else original
+
+    def score_key(self) -> Hashable:
+        """Both files by content and weight; the denoiser too, whose weights some LoRA types depend on."""
+        files = tuple((str(one.file.path), one.file.identity, one.weight) for one in self._pair)
+        needs_base = any(layer.needs_base for layers in self._layers for layer in layers.values())
+        return (*files, id(denoiser_of(self._pipe)) if needs_base else None)
+
+    @contextmanager
+    def withheld(self, layers: Sequence[str]) -> Iterator[None]:
+        """Apply what is no contest while inside; put every original Parameter back on the way out."""
+        self._originals = {name: _parameter(module) for name, module in self._modules.items()}
+        try:
+            contested = set(layers)
+            for name in self._modules:
+                if name not in contested:
+                    self._merge(name, Winner.BOTH)
+            yield
+        finally:
+            for name, original in self._originals.items():
+                self._modules[name].weight = original
+            self._originals = {}
+
+    def apply(self, winners: Mapping[str, Winner]) -> None:
+        """Give each layer the sum of its clean weight and its winner's dW."""
+        for layer, winner in winners.items():
+            self._merge(layer, winner)
+
+    def _merge(self, layer: str, winner: Winner) -> None:
+        original = self._originals[layer]
+        taken = {Winner.CONTENT: (0,), Winner.STYLE: (1,), Winner.BOTH: (0, 1), Winner.NONE: ()}[winner]
+        merged = original.detach().to(torch.float32, copy=True)
+        for which in taken:
+            if layer in self._layers[which]:
+                merged += self._delta(which, layer)
+        self._modules[layer].weight = nn.Parameter(
+            merged.to(original.dtype), requires_grad=original.requires_grad
+        )
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The pipeline's UNet or transformer; raises `HostError` if it has none or it is compiled."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    if not isinstance(denoiser, nn.Module):
+        raise HostError(f"{type(pipe).__name__} has neither a UNet nor a transformer to apply LoRAs to.")
+    if hasattr(denoiser, "_orig_mod"):
+        raise HostError(
+            "The pipeline's denoiser is compiled, which would freeze the first winner of each layer; "
+            "fuse before torch.compile, or pass the pipeline uncompiled."
+        )
+    return denoiser
+
+
+def _linear(model: nn.Module, path: str) -> nn.Module | None:
+    """The linear or convolution at ``path``, beneath peft's wrapper; ``None`` if there is none."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return None
+    module = getattr(module, "base_layer", module)
+    return module if isinstance(module, nn.Linear | nn.Conv2d) else None
+
+
+def _fitting(module: nn.Module, layer: LoraLayer, file: LoraFile) -> nn.Module:
+    weight = _parameter(module)
+    if not weight.is_floating_point() or not isinstance(module.weight, nn.Parameter):
+        raise HostError(
+            f"layer {layer.name} of the pipeline is quantised ({weight.dtype}), which the diffusers adapter "
+            "cannot exchange; load the pipeline without quantisation."
+        )
+    if weight.shape.numel() != torch.Size(layer.shape).numel() or weight.shape[0] != layer.shape[0]:
+        raise LoraFileError(
+            f"{file.name}: layer {layer.name} is {list(layer.shape)} where the pipeline has "
+            f"{list(weight.shape)}; use a LoRA made for this model.",
+            file=file.name,
+            layer=layer.name,
+            defect="shape",
+        )
+    return module
+
+
+def _parameter(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _place(name: str) -> tuple[int, ...]:
+    return forward_position(name) or ()
