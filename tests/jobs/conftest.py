@@ -1,0 +1,37 @@
+"""The fakes of the WebUI, and AUTOMATIC1111's merging on top of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from webui.conftest import FakeHost, host  # noqa: F401 - a fixture
+
+from jobs import fakes
+from klora.weights import fusion
+
+
+@pytest.fixture(autouse=True)
+def _no_scores_kept() -> Iterator[None]:
+    fusion._kept_scores.clear()
+    yield
+    fusion._kept_scores.clear()
+
+
+@pytest.fixture
+def a1111(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> FakeHost:  # noqa: F811
+    """The fake host with AUTOMATIC1111's Lora extension, and what a job asks of ``modules``."""
+    fakes.install(host.networks)
+    modules = sys.modules["modules"]
+    parts: dict[str, Any] = {name: ModuleType(f"modules.{name}") for name in ("devices", "extra_networks")}
+    parts["devices"].device = torch.device("cpu")
+    parts["extra_networks"].ExtraNetworkParams = lambda items: SimpleNamespace(positional=items, named={})
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, f"modules.{name}", module)
+        monkeypatch.setattr(modules, name, module, raising=False)
+    sys.modules["modules.shared"].state = SimpleNamespace(textinfo="before")  # type: ignore[attr-defined]
+    return host

@@ -1,0 +1,270 @@
+"""AUTOMATIC1111's seam: the host sees winner and others only, and afterwards nothing is left of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.fakes import (
+    ATTENTION,
+    CANONICAL,
+    FEED_FORWARD,
+    IN_FORWARD_ORDER,
+    SIZE,
+    TEXT,
+    FakeModel,
+    FakeNetwork,
+    NetworkModuleNorm,
+    install,
+    make_network,
+)
+from klora.errors import LoraFileError
+from klora.hosts.a1111.seam import A1111Seam
+from klora.settings import Settings
+from klora.weights import Winner, prepare
+
+C, S, BOTH, NONE = Winner.CONTENT, Winner.STYLE, Winner.BOTH, Winner.NONE
+CHECKPOINT = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"))
+
+
+@dataclass
+class Scene:
+    """A model, its Lora extension with three LoRAs loaded, and the seam for the first two."""
+
+    networks: Any
+    model: FakeModel
+    fox: FakeNetwork
+    ink: FakeNetwork
+    oak: FakeNetwork
+
+    def seam(self, checkpoint: Any = CHECKPOINT) -> A1111Seam:
+        return A1111Seam(self.networks, checkpoint, (self.fox, self.ink), torch.device("cpu"))
+
+    def check(self, output: dict[str, Tensor], name: str, *loras: FakeNetwork) -> None:
+        torch.testing.assert_close(output[name], self.model.expected(name, *loras))
+
+
+@pytest.fixture(params=["merged", "functional"])
+def scene(request: pytest.FixtureRequest) -> Scene:
+    networks = ModuleType("networks")
+    install(networks)
+    model = FakeModel(networks)
+    model.functional = request.param == "functional"
+    loras = [make_network(name, model, seed=at + 1) for at, name in enumerate(("fox", "ink", "oak"))]
+    loras[1].unet_multiplier = loras[1].te_multiplier = 0.7
+    networks.loaded_networks = list(loras)
+    return Scene(networks, model, *loras)
+
+
+def test_layers_are_named_and_in_forward_order(scene: Scene) -> None:
+    layers = scene.seam().shared_layers()
+    assert [one.name for one in layers] == list(CANONICAL.values())
+    assert [one.attention for one in layers] == [name != FEED_FORWARD for name in CANONICAL]
+    assert {(one.content_rank, one.style_rank) for one in layers} == {(2, 2)}
+
+
+def test_layers_that_are_no_contest_stay_with_the_host(scene: Scene) -> None:
+    del scene.fox.modules[ATTENTION[0]]
+    norm = NetworkModuleNorm(scene.ink, scene.model.named[ATTENTION[1]], torch.ones(SIZE, SIZE), None)
+    scene.ink.modules[ATTENTION[1]] = norm
+    scene.fox.modules[ATTENTION[2]].sd_module = torch.nn.LayerNorm(SIZE)
+    names = [one.name for one in scene.seam().shared_layers()]
+    assert names == [CANONICAL[FEED_FORWARD], CANONICAL[ATTENTION[3]]]
+
+
+def test_deltas_hold_the_multiplier_and_are_taken_on_the_clean_weight(scene: Scene) -> None:
+    scene.model.run()
+    asked: list[Tensor] = []
+    module = scene.ink.modules[ATTENTION[0]]
+    own = module.calc_updown
+    module.calc_updown = lambda weight: asked.append(weight.clone()) or own(weight)
+    content, style = scene.seam().deltas(CANONICAL[ATTENTION[0]])
+    assert torch.equal(content, scene.fox.modules[ATTENTION[0]].delta)
+    assert torch.equal(style, module.delta * 0.7)
+    assert torch.equal(asked[0], scene.model.clean[ATTENTION[0]])
+
+
+def test_dyn_dim_limits_the_rank(scene: Scene) -> None:
+    scene.fox.dyn_dim = 1
+    scene.ink.dyn_dim = 64
+    scene.ink.modules[ATTENTION[0]].dim = None
+    first, second = scene.seam().shared_layers()[:2]
+    assert (first.content_rank, first.style_rank) == (1, None)
+    assert (second.content_rank, second.style_rank) == (1, 2)
+
+
+def test_a_delta_that_does_not_fit_is_named(scene: Scene) -> None:
+    scene.ink.modules[ATTENTION[1]].delta = torch.ones(SIZE, SIZE + 1)
+    with pytest.raises(LoraFileError, match=r"ink: layer .*attn2\.to_k does not fit the loaded checkpoint"):
+        scene.seam().deltas(CANONICAL[ATTENTION[1]])
+
+
+def test_the_host_sees_the_winner_and_the_others_only(scene: Scene) -> None:
+    seam = scene.seam()
+    winners = dict(zip(CANONICAL, (C, S, BOTH, NONE, C), strict=True))
+    with seam.withheld(list(CANONICAL.values())):
+        seam.apply({CANONICAL[name]: winner for name, winner in winners.items()})
+        output = scene.model.run()
+    fox, ink, oak = scene.fox, scene.ink, scene.oak
+    applied = {C: (fox, oak), S: (ink, oak), BOTH: (fox, ink, oak), NONE: (oak,)}
+    for name, winner in winners.items():
+        scene.check(output, name, *applied[winner])
+    scene.check(output, TEXT, fox, ink, oak)
+
+
+def test_winners_change_and_only_changed_layers_are_merged_again(scene: Scene) -> None:
+    seam = scene.seam()
+    layers = list(CANONICAL.values())
+    with seam.withheld(layers):
+        seam.apply(dict.fromkeys(layers, C))
+        scene.model.run()
+        before = dict(scene.networks.merges)
+        seam.apply({layers[1]: S})
+        output = scene.model.run()
+        scene.model.run()
+    scene.check(output, ATTENTION[1], scene.ink, scene.oak)
+    scene.check(output, ATTENTION[0], scene.fox, scene.oak)
+    if not scene.model.functional:
+        after = dict(scene.networks.merges)
+        assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+            ATTENTION[1]: 1
+        }
+
+
+@pytest.mark.parametrize("schedule", ["S", "S*"])
+def test_merges_per_layer_and_pass(scene: Scene, schedule: str) -> None:
+    made = prepare(scene.seam(), Settings(schedule=schedule, gamma="off"))
+    scene.networks.merges.clear()
+    with made.sampling():
+        for step in range(40):
+            made.at_step(step, 40)
+            scene.model.run()
+    assert max(scene.networks.merges.values(), default=0) <= (2 if schedule == "S" else 3)
+    assert made.plan().flips > 0
+
+
+def test_afterwards_weights_list_and_functions_are_as_before(scene: Scene) -> None:
+    listed = scene.networks.loaded_networks
+    functions = scene.networks.network_apply_weights, scene.networks.network_forward
+    public = set(vars(scene.networks))
+    added = scene.model.run()
+    seam = scene.seam()
+    with seam.withheld(list(CANONICAL.values())):
+        assert scene.networks.network_apply_weights is not functions[0]
+        assert scene.networks.network_forward is not functions[1]
+        seam.apply(dict.fromkeys(CANONICAL.values(), S))
+        assert not torch.equal(scene.model.run()[ATTENTION[0]], added[ATTENTION[0]])
+        assert scene.networks.loaded_networks is listed
+    assert scene.networks.loaded_networks is listed
+    assert listed == [scene.fox, scene.ink, scene.oak]
+    assert (scene.networks.network_apply_weights, scene.networks.network_forward) == functions
+    assert set(vars(scene.networks)) == public
+    again = scene.model.run()
+    assert all(torch.equal(again[name], added[name]) for name in IN_FORWARD_ORDER)
+    listed.clear()
+    base = scene.model.run()
+    assert all(torch.equal(base[name], scene.model.expected(name)) for name in IN_FORWARD_ORDER)
+
+
+def test_an_exception_in_the_merge_leaves_the_list_whole(scene: Scene) -> None:
+    if scene.model.functional:
+        pytest.skip("the fake fails in the merge")
+    listed, function = scene.networks.loaded_networks, scene.networks.network_apply_weights
+    seam = scene.seam()
+    scene.networks.fail_in = ATTENTION[2]
+
+    def fails() -> None:
+        with seam.withheld(list(CANONICAL.values())):
+            seam.apply(dict.fromkeys(CANONICAL.values(), C))
+            scene.model.run()
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fails()
+    assert scene.networks.loaded_networks is listed
+    assert scene.networks.network_apply_weights is function
+    scene.networks.fail_in = None
+    scene.check(scene.model.run(), ATTENTION[0], scene.fox, scene.ink, scene.oak)
+
+
+def test_a_refiner_that_empties_the_list_is_let_be(scene: Scene) -> None:
+    seam = scene.seam()
+    with seam.withheld(list(CANONICAL.values())):
+        seam.apply(dict.fromkeys(CANONICAL.values(), C))
+        scene.model.run()
+        scene.networks.loaded_networks = emptied = []
+        output = scene.model.run()
+        assert scene.networks.loaded_networks is emptied
+    assert scene.networks.loaded_networks is emptied
+    for name in IN_FORWARD_ORDER:
+        scene.check(output, name)
+
+
+def test_entering_twice(scene: Scene) -> None:
+    functions = scene.networks.network_apply_weights, scene.networks.network_forward
+    for winner, lora in ((C, scene.fox), (S, scene.ink)):
+        with scene.seam().withheld([]) as _, (seam := scene.seam()).withheld([]):
+            seam.apply(dict.fromkeys(CANONICAL.values(), winner))
+            scene.check(scene.model.run(), ATTENTION[0], lora, scene.oak)
+        assert (scene.networks.network_apply_weights, scene.networks.network_forward) == functions
+
+
+def test_another_extension_that_wraps_on_top_keeps_working(scene: Scene) -> None:
+    name = "network_forward" if scene.model.functional else "network_apply_weights"
+    calls: list[str] = []
+    seam = scene.seam()
+    with seam.withheld(list(CANONICAL.values())):
+        seam.apply(dict.fromkeys(CANONICAL.values(), C))
+        below = getattr(scene.networks, name)
+
+        def theirs(layer: Any, *arguments: Any) -> Any:
+            calls.append(layer.network_layer_name)
+            return below(layer, *arguments)
+
+        setattr(scene.networks, name, theirs)
+        scene.check(scene.model.run(), ATTENTION[0], scene.fox, scene.oak)
+    assert getattr(scene.networks, name) is theirs
+    calls.clear()
+    scene.check(scene.model.run(), ATTENTION[0], scene.fox, scene.ink, scene.oak)
+    assert calls == list(IN_FORWARD_ORDER)
+    setattr(scene.networks, name, below)  # they undo themselves: what lay below does nothing any more
+    scene.check(scene.model.run(), ATTENTION[0], scene.fox, scene.ink, scene.oak)
+
+
+def test_one_key_for_one_state_of_things(scene: Scene) -> None:
+    keys = [scene.seam().score_key()]
+    assert scene.seam().score_key() == keys[0]
+    for change in (
+        lambda: setattr(scene.fox, "unet_multiplier", 0.5),
+        lambda: setattr(scene.ink, "dyn_dim", 1),
+        lambda: setattr(scene.ink, "mtime", 2.0),
+        lambda: setattr(scene.ink.network_on_disk, "filename", "/loras/new.safetensors"),
+    ):
+        change()
+        keys.append(scene.seam().score_key())
+    other = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename="/models/other.safetensors"))
+    keys.append(scene.seam(other).score_key())
+    assert len(set(keys)) == len(keys) == 6
+
+
+def test_a_network_that_another_extension_renamed_and_scaled_has_a_key_of_its_own(scene: Scene) -> None:
+    """As lora-block-weight does after activation."""
+    up = torch.nn.Linear(2, SIZE, bias=False)
+    scene.fox.modules[ATTENTION[0]].up_model = up
+    plain = scene.seam().score_key()
+    scene.fox.name = "fox_in_LBW_0.299"
+    scaled = scene.seam().score_key()
+    with torch.no_grad():
+        up.weight *= 0.5
+    assert len({plain, scaled, scene.seam().score_key()}) == 3
+    assert scene.seam().content_name == "fox"
+
+
+def test_a_text_only_or_foreign_layer_is_no_contest(scene: Scene) -> None:
+    for network in (scene.fox, scene.ink):
+        network.modules = {TEXT: network.modules[TEXT]}
+    assert scene.seam().shared_layers() == []
