@@ -162,10 +162,13 @@ class Job:
             p.comment(f"K-LoRA: {self._fallback}")
 
 
-def _named_pair(roles: Roles) -> infotext.FusedPair:
-    found = [library.find(name or "") for name in (roles.content, roles.style)]
-    content, style = (infotext.FusedLora(one.name, one.short_hash) for one in found if one is not None)
-    return infotext.FusedPair(content, style)
+def _named_pair(roles: Roles) -> infotext.FusedPair | None:
+    content, style = (library.find(name) if name else None for name in (roles.content, roles.style))
+    if content is None or style is None:
+        return None
+    return infotext.FusedPair(
+        infotext.FusedLora(content.name, content.short_hash), infotext.FusedLora(style.name, style.short_hash)
+    )
 
 
 def _noise_progress(host: WebUIHost, sampler: Any) -> Callable[[float], float]:
