@@ -1,0 +1,306 @@
+"""Whole jobs on a fake AUTOMATIC1111: from the arguments of the script to the outputs of the layers."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from webui.conftest import FakeHost
+
+from jobs.fakes import ATTENTION, CANONICAL, IN_FORWARD_ORDER, TEXT, FakeModel, FakeSampler, make_network
+from klora.errors import KloraError, LoraFileError, PairError, SettingsError
+from klora.hosts.webui.job import wanted_settings
+from klora.hosts.webui.roles import tags_in
+from klora.settings import Settings
+
+SCRIPT = "klora.hosts.webui.script"
+
+
+class Webui:
+    """Calls the script as the host does: process, then per batch and pass its other callbacks."""
+
+    def __init__(self, host: FakeHost, script: Any) -> None:
+        self.networks, self.script = host.networks, script
+        self.model = FakeModel(host.networks)
+        self.known = {
+            entry.name: make_network(entry.name, self.model, seed=at + 1, entry=entry)
+            for at, entry in enumerate(host.networks.on_disk)
+        }
+        self.checkpoint = SimpleNamespace(
+            sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"), is_sd1=True
+        )
+
+    def job(self, prompt: str, **extra: Any) -> Any:
+        comments: list[str] = []
+        return SimpleNamespace(
+            prompts=[prompt, prompt],
+            extra_generation_params={},
+            sampler=FakeSampler(self.model),
+            sd_model=self.checkpoint,
+            comments=comments,
+            comment=comments.append,
+            is_hr_pass=False,
+            **{"enable_hr": False, **extra},
+        )
+
+    def activate(self, names: list[str]) -> None:
+        aliases = self.networks.available_network_aliases
+        self.networks.loaded_networks[:] = [
+            self.known[aliases[name].name] for name in names if name in aliases
+        ]
+
+    def batch(self, p: Any) -> None:
+        self.script.before_process_batch(p, batch_number=0)
+        self.activate(list(tags_in(p.prompts[0])))
+        self.script.after_extra_networks_activate(p)
+        self.script.process_batch(p)
+
+    def sample(self, p: Any) -> list[dict[str, torch.Tensor]]:
+        self.script.process_before_every_sampling(p)
+        p.sampler.sample(p)
+        return p.sampler.model_wrap_cfg.seen
+
+    def generate(self, prompt: str, *arguments: Any, **extra: Any) -> Any:
+        p = self.job(prompt, **extra)
+        self.script.process(p, *arguments)
+        self.batch(p)
+        p.seen = self.sample(p)
+        return p
+
+    def is_applied(self, output: dict[str, torch.Tensor], layer: str, *names: str) -> bool:
+        expected = self.model.expected(layer, *(self.known[name] for name in names))
+        return torch.allclose(output[layer], expected, atol=1e-5)
+
+
+@pytest.fixture
+def webui(a1111: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
+    modules = sys.modules["modules"]
+    a1111.scripts.Script, a1111.scripts.AlwaysVisible = object, "always"
+    callbacks = ModuleType("modules.script_callbacks")
+    monkeypatch.setitem(sys.modules, "modules.script_callbacks", callbacks)
+    monkeypatch.setattr(modules, "script_callbacks", callbacks, raising=False)
+    script = importlib.import_module(SCRIPT).KLoraScript()
+    yield Webui(a1111, script)
+    sys.modules.pop(SCRIPT)
+
+
+BOTH = "a fox <lora:fox:1> <lora:ink:1>"
+CONTENT_WINS = {"alpha": 0, "beta": "0"}
+STYLE_WINS = {"alpha": 0, "beta": "1e9"}
+
+
+@pytest.mark.parametrize(("rule", "winner"), [(CONTENT_WINS, "fox"), (STYLE_WINS, "ink")])
+def test_a_winner_everywhere_is_as_if_alone_in_the_unet(webui: Webui, rule: Any, winner: str) -> None:
+    p = webui.generate(BOTH + "<lora:Oak:1>", rule)
+    assert len(p.seen) == 5
+    for output in p.seen:
+        assert all(webui.is_applied(output, layer, winner, "Oak") for layer in CANONICAL)
+        assert webui.is_applied(output, TEXT, "fox", "ink", "Oak")
+
+
+def test_afterwards_the_pair_is_added_and_without_tags_all_is_as_at_first(webui: Webui) -> None:
+    webui.generate(BOTH, {})
+    off = webui.generate(BOTH, False)
+    assert off.klora_job is None
+    assert all(webui.is_applied(off.seen[0], layer, "fox", "ink") for layer in IN_FORWARD_ORDER)
+    bare = webui.generate("a fox", False)
+    for layer in IN_FORWARD_ORDER:
+        assert torch.equal(bare.seen[-1][layer], webui.model.expected(layer))
+
+
+def test_default_settings_apply_the_plan(webui: Webui) -> None:
+    p = webui.generate(BOTH, {})
+    (plan,) = p.klora_job.plans
+    assert plan.steps == 5
+    assert 0 < plan.content_share < 1
+    host_name = {canonical: name for name, canonical in CANONICAL.items()}
+    for output, letters in zip(p.seen, plan.choices(), strict=True):
+        for layer, letter in zip(plan.layers, letters, strict=True):
+            assert webui.is_applied(output, host_name[layer], "fox" if letter == "C" else "ink")
+
+
+def test_the_same_pair_again_is_not_scored_again(webui: Webui) -> None:
+    webui.generate(BOTH, {})
+    # The merges of the host ask too, so only a further scoring can ask while nothing is merged.
+    scored: list[str] = []
+    for network in webui.known.values():
+        for module in network.modules.values():
+            own = module.calc_updown
+            module.calc_updown = lambda weight, own=own: scored.append("asked") or own(weight)
+    p = webui.job(BOTH)
+    webui.script.process(p, {"schedule": "S*"})
+    webui.batch(p)
+    webui.script.process_before_every_sampling(p)
+    assert scored == []
+    webui.known["fox"].unet_multiplier = 0.5
+    webui.script.process_before_every_sampling(p)
+    assert len(scored) == 2 * len(CANONICAL)
+
+
+def test_positional_arguments_and_unticked_garbage(webui: Webui) -> None:
+    p = webui.job("")
+    values = [one.default for one in Settings.declarations()]
+    assert wanted_settings([True, *values[1:]], p) == Settings(enabled=True)
+    assert wanted_settings([False, "", None, "nan", {}, object()], p) is None
+    assert wanted_settings([], p) is None
+    assert wanted_settings([{"enabled": False, "alpha": 3}], p) is None
+    with pytest.raises(SettingsError, match="alpha is nan"):
+        wanted_settings([{"alpha": float("nan")}], p)
+    p.klora_overrides = {"enabled": True, "alpha": 2.5}
+    assert wanted_settings([False, "garbage"], p) == Settings(enabled=True, alpha=2.5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "message"),
+    [
+        ("a fox", {}, "needs two LoRAs, found none"),
+        ("<lora:fox:1>", {}, r"needs two LoRAs, found 1 \(fox\)"),
+        (BOTH, {"style": "elm"}, "LoRA elm was not found"),
+        (BOTH, {"alpha": -1}, "alpha is -1"),
+        (BOTH, {"colour": "red"}, "no setting 'colour'"),
+        (BOTH, {"content": "fox", "style": "fox"}, "both fox"),
+    ],
+)
+def test_what_is_wrong_stops_the_pass_with_a_sentence(
+    webui: Webui, prompt: str, arguments: Any, message: str
+) -> None:
+    with pytest.raises(KloraError, match=message) as caught:
+        webui.generate(prompt, arguments)
+    assert caught.value.status_code == 422  # type: ignore[attr-defined]
+    assert caught.value.detail == str(caught.value)  # type: ignore[attr-defined]
+
+
+def test_a_stopped_job_leaves_the_next_alone(webui: Webui) -> None:
+    with pytest.raises(PairError):
+        webui.generate("<lora:fox:1>", {})
+    p = webui.generate("<lora:fox:1>", False)
+    assert all(webui.is_applied(p.seen[0], layer, "fox") for layer in CANONICAL)
+
+
+@pytest.mark.parametrize("prompt", ["<lora:fox:1>", "<lora:fox:1><lora:elm:1>"])
+def test_add_normally_makes_the_picture_and_says_so(webui: Webui, prompt: str) -> None:
+    p = webui.generate(prompt, {"incomplete": "add normally"})
+    assert all(webui.is_applied(p.seen[0], layer, "fox") for layer in CANONICAL)
+    assert "added normally" in p.extra_generation_params["K-LoRA fallback"]
+    assert p.extra_generation_params["K-LoRA alpha"] == "1.5"
+    assert len(p.comments) == 1
+    assert p.klora_job.plans == []
+
+
+def test_nan_stops_even_where_incomplete_pairs_are_added(webui: Webui) -> None:
+    webui.known["ink"].modules[ATTENTION[2]].delta[0, 0] = float("nan")
+    with pytest.raises(LoraFileError, match=r"ink: layer mid_block.*attn1\.to_q holds NaN"):
+        webui.generate(BOTH, {"incomplete": "add normally"})
+
+
+def test_a_pair_without_shared_attention_can_be_added(webui: Webui) -> None:
+    for layer in ATTENTION[:2]:
+        del webui.known["fox"].modules[layer]
+    for layer in ATTENTION[2:]:
+        del webui.known["ink"].modules[layer]
+    with pytest.raises(PairError, match="fox and ink share no attention layer"):
+        webui.generate(BOTH, {})
+    p = webui.generate(BOTH, {"incomplete": "add normally"})
+    assert webui.is_applied(p.seen[0], ATTENTION[2], "fox")
+    assert "share no attention layer" in p.extra_generation_params["K-LoRA fallback"]
+
+
+def test_loras_picked_in_the_accordion_are_loaded(webui: Webui) -> None:
+    picks = {"content": "fox", "style": "Ink Wash", "style_weight": 0.5, **STYLE_WINS}
+    p = webui.generate("a fox", picks)
+    assert p.prompts == ["a fox<lora:fox:1><lora:ink:0.5>"] * 2
+    assert all(webui.is_applied(p.seen[0], layer, "ink") for layer in CANONICAL)
+
+
+@pytest.mark.parametrize(
+    ("mode", "left"),
+    [("added", ["fox", "ink"]), ("content only", ["fox"]), ("style only", ["ink"]), ("off", [])],
+)
+def test_modes(webui: Webui, mode: str, left: list[str]) -> None:
+    p = webui.generate(BOTH, {"mode": mode})
+    assert all(webui.is_applied(output, layer, *left) for output in p.seen for layer in IN_FORWARD_ORDER)
+    assert p.klora_job.plans == []
+
+
+def test_the_hires_pass_has_a_plan_of_its_own(webui: Webui) -> None:
+    tags = {"lora": [SimpleNamespace(positional=["ink", "1"]), SimpleNamespace(positional=["fox", "1"])]}
+    p = webui.generate(BOTH, CONTENT_WINS, enable_hr=True, hr_extra_network_data=tags)
+    assert webui.is_applied(p.seen[-1], ATTENTION[0], "fox")
+    p.is_hr_pass, p.sampler = True, FakeSampler(webui.model)
+    webui.activate(["ink", "fox"])
+    webui.script.after_extra_networks_activate(p)
+    # There ink stands first, so it is the content.
+    assert all(webui.is_applied(output, ATTENTION[0], "ink") for output in webui.sample(p))
+    assert len(p.klora_job.plans) == 2
+
+
+def test_a_hires_prompt_that_lacks_a_lora_is_named(webui: Webui) -> None:
+    tags = {"lora": [SimpleNamespace(positional=["fox", "1"])]}
+    with pytest.raises(PairError, match=r"found 1 \(fox\).*in the hires prompt\.$"):
+        webui.generate(BOTH, {}, enable_hr=True, hr_extra_network_data=tags)
+
+
+def test_img2img_with_one_sampler_for_all_batches(webui: Webui) -> None:
+    p = webui.generate(BOTH, CONTENT_WINS)
+    webui.batch(p)
+    webui.sample(p)
+    assert p.sampler.launched == 2
+    assert len(p.seen) == 10
+    assert all(webui.is_applied(output, ATTENTION[0], "fox") for output in p.seen)
+    assert [plan.steps for plan in p.klora_job.plans] == [5, 5]
+
+
+def test_an_exception_in_the_unet_leaves_nothing(webui: Webui) -> None:
+    webui.networks.fail_in = ATTENTION[3]
+    functions = webui.networks.network_apply_weights, webui.networks.network_forward
+    with pytest.raises(RuntimeError, match="out of memory"):
+        webui.generate(BOTH, {})
+    webui.networks.fail_in = None
+    assert (webui.networks.network_apply_weights, webui.networks.network_forward) == functions
+    added = webui.generate(BOTH, False)
+    assert all(webui.is_applied(added.seen[0], layer, "fox", "ink") for layer in IN_FORWARD_ORDER)
+
+
+def test_infotext_is_written_and_that_of_a_former_cell_removed(webui: Webui) -> None:
+    p = webui.generate(BOTH, {"alpha": 2})
+    written = p.extra_generation_params
+    assert written["K-LoRA"].startswith("fox (")
+    assert written["K-LoRA alpha"] == "2"
+    webui.script.process(p, False)
+    assert not any(key.startswith("K-LoRA") for key in written)
+
+
+def test_progress_is_told_and_taken_back(webui: Webui) -> None:
+    told: list[str] = []
+
+    class State(SimpleNamespace):
+        def __setattr__(self, name: str, value: Any) -> None:
+            told.append(value)
+            super().__setattr__(name, value)
+
+    sys.modules["modules.shared"].state = State(textinfo="before")  # type: ignore[attr-defined]
+    told.clear()
+    webui.generate(BOTH, {})
+    assert told[0] == f"K-LoRA: scoring layer 1 of {len(CANONICAL)}"
+    assert len(told) == len(CANONICAL) + 1
+    assert told[-1] == "before"
+
+
+def test_the_plan_is_shown_where_wanted(webui: Webui) -> None:
+    for show, count in ((False, 0), (True, 1)):
+        p = webui.generate(BOTH, {"show_plan": show})
+        processed = SimpleNamespace(images=[], infotexts=[])
+        webui.script.postprocess(p, processed)
+        assert len(processed.images) == len(processed.infotexts) == count
+    assert processed.images[0].size[0] > 300
+
+
+def test_a_host_that_is_not_known_is_said_so(webui: Webui) -> None:
+    del webui.networks.originals
+    with pytest.raises(KloraError, match="does not know this WebUI"):
+        webui.generate(BOTH, {})
