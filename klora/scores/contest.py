@@ -45,6 +45,7 @@ def score_layer(
     A rank of ``None`` (a type without rank) is replaced by the energy rank, if K needs one. Raises
     `LoraFileError` naming file and layer if a delta holds NaN or Inf.
     """
+    content, style = _where_float64_is(content), _where_float64_is(style)
     magnitudes = [content.detach().abs(), style.detach().abs()]
     totals = []
     for weights, file in zip(magnitudes, (content_file, style_file), strict=True):
@@ -64,6 +65,11 @@ def score_layer(
     k = top_k.of(*ranks, elements=content.numel())
     scores = [top_k_sum(weights, k) for weights in magnitudes]
     return Contest(layer, k, *scores, *totals)
+
+
+def _where_float64_is(delta: Tensor) -> Tensor:
+    """Apple's GPUs have no float64, and sums in float32 would depend on their order."""
+    return delta.cpu() if delta.device.type == "mps" else delta
 
 
 @dataclass(frozen=True)
