@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m klora.lab", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     learn = commands.add_parser("train", help="train from the icon sets; goes on where it stopped")
-    learn.add_argument("--stage", choices=list(train.STAGES), action="append", help="only this stage; repeatable")
+    learn.add_argument(
+        "--stage", choices=list(train.STAGES), action="append", help="only this stage; repeatable"
+    )
     learn.add_argument("--cache", type=Path, default=icons.default_cache(), help="downloads and checkpoints")
     learn.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
     learn.add_argument("--threads", type=int, default=1, help="one is steadier on a busy machine")

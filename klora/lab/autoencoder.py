@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from klora.lab import world
 from klora.lab.loop import Loop, Plan
-from klora.lab.model import build_autoencoder
+from klora.lab.model import build_autoencoder, in_parts
 
 BATCH = 8
 KL_WEIGHT = 1e-6
@@ -44,14 +44,14 @@ def to_signed(drawn: Tensor) -> Tensor:
 
 
 def luma_chroma(error: Tensor) -> tuple[Tensor, Tensor]:
-    """Error [b, 3, h, w] in RGB as luma [b, 1, h, w] and two colour differences [b, 2, h, w] (ITU-R BT.601)."""
+    """Error [b, 3, h, w] in RGB as luma [b, 1, h, w] and colour differences [b, 2, h, w] (ITU-R BT.601)."""
     red, green, blue = error.unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     return luma[:, None], torch.stack([0.564 * (blue - luma), 0.713 * (red - luma)], 1)
 
 
 def picture_loss(made: Tensor, true: Tensor) -> Tensor:
-    """Absolute and squared error; the foreground and the hues, where small autoencoders fail first, weigh more."""
+    """Absolute and squared error; foreground and hues, where small autoencoders fail first, weigh more."""
     background = true[:, :, :1, :1]
     foreground = ((true - background).abs().amax(1, keepdim=True) > 0.05).float()
     weight = 1 + FOREGROUND_WEIGHT * foreground
@@ -59,7 +59,8 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
     _, chroma = luma_chroma(error)
     per_pixel = error.abs().mean(1, keepdim=True) + 2 * error.square().mean(1, keepdim=True)
     hue = chroma.abs().mean(1, keepdim=True) + 2 * chroma.square().mean(1, keepdim=True)
-    return (weight * (per_pixel + CHROMA_WEIGHT * hue)).mean()
+    loss: Tensor = (weight * (per_pixel + CHROMA_WEIGHT * hue)).mean()
+    return loss
 
 
 def autoencoder_loss(model: nn.Module, true: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,7 +84,7 @@ def signal_to_noise(made: Tensor, true: Tensor) -> float:
 @torch.no_grad()
 def reconstruct(model: nn.Module, true: Tensor, batch: int = 64) -> Tensor:
     """Pictures through the mean latent and back, [n, 3, 64, 64] in -1 to 1."""
-    parts = [model.decode(model.encode(part).latent_dist.mean).sample for part in true.split(batch)]  # type: ignore[operator]
+    parts = [model.decode(model.encode(part).latent_dist.mean).sample for part in in_parts(true, batch)]  # type: ignore[operator]
     return torch.cat(parts)
 
 
@@ -113,7 +114,7 @@ def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
     loop = Loop("decoder", cache / "checkpoints", model, plan)
     with torch.no_grad():
-        found = [model.encode(to_signed(part)).latent_dist for part in drawn.split(64)]  # type: ignore[operator]
+        found = [model.encode(to_signed(part)).latent_dist for part in in_parts(drawn)]  # type: ignore[operator]
         mean, deviation = torch.cat([p.mean for p in found]), torch.cat([p.std for p in found])
 
     def loss_of(generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model as one file of the original code's key names, with the settings file that AUTOMATIC1111 reads beside it."""
+"""The model as one file of the original code's key names, with the settings file beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from klora.lab import tokens
 from klora.lab.model import (
@@ -54,11 +54,13 @@ def _replace_start(name: str, table: dict[str, str]) -> str:
 
 
 def denoiser_name(name: str) -> str:
-    """Original name of a denoiser weight, without the prefix: diffusers counts blocks and layers, LDM counts on."""
+    """Original name of a denoiser weight, without the prefix: diffusers counts by block, LDM counts on."""
     found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", name)
     if found:
-        way, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-        place = f"input_blocks.{1 + 3 * block + layer}" if way == "down" else f"output_blocks.{3 * block + layer}"
+        way, kind, rest = found[1], found[3], found[5]
+        block, layer = int(found[2]), int(found[4])
+        count = 3 * block + layer
+        place = f"input_blocks.{1 + count}" if way == "down" else f"output_blocks.{count}"
         return f"{place}.0.{_replace_start(rest, _RESIDUAL)}" if kind == "resnets" else f"{place}.1.{rest}"
     found = re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
     if found:
@@ -77,14 +79,16 @@ def denoiser_name(name: str) -> str:
 
 
 def autoencoder_name(name: str) -> str:
-    """Original name of an autoencoder weight, without the prefix; LDM counts the decoder's levels from the outside."""
+    """Original name of an autoencoder weight, without the prefix; LDM counts the decoder's levels inwards."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     found = re.match(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
     if found:
         if found[2] == "attentions":
             return f"{found[1]}.mid.attn_1.{_replace_start(found[4], _ATTENTION)}"
         return f"{found[1]}.mid.block_{int(found[3]) + 1}.{found[4]}"
-    found = re.match(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    found = re.match(
+        r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(resnets|(?:down|up)samplers)\.(\d+)\.(.+)", name
+    )
     if found:
         level = int(found[2]) if found[1].startswith("encoder") else _LEVELS - 1 - int(found[2])
         if found[3] == "resnets":
@@ -94,7 +98,7 @@ def autoencoder_name(name: str) -> str:
 
 
 def text_encoder_name(name: str) -> str:
-    """Original name of a text encoder weight; newer transformers drop the ``text_model`` of the published files."""
+    """Original name of a text encoder weight; newer transformers drop the published ``text_model``."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
@@ -146,7 +150,7 @@ def load(path: Path) -> Model:
 
 
 def write_text_folder(folder: Path) -> None:
-    """Write what ``from_pretrained`` needs to build the text encoder and CLIP's tokenizer without a network."""
+    """Write what ``from_pretrained`` needs to build text encoder and tokenizer without a network."""
     tokens.write_tokenizer(folder)
     settings = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **TEXT_ENCODER}
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

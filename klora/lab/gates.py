@@ -11,7 +11,7 @@ import torch
 
 from klora.lab import loras, samples, world
 from klora.lab.autoencoder import pictures, reconstruct, signal_to_noise, to_signed
-from klora.lab.judges import STYLE_NAMES, SUBJECTS, Judges
+from klora.lab.judges import STYLE_NAMES, SUBJECTS, Judges, accuracy
 from klora.lab.model import Model
 
 SEEDS = (0, 1)
@@ -49,9 +49,7 @@ def judged(
     """Share of pictures [n, 3, 64, 64] whose subject, and whose style, the judges name as asked."""
     subject = torch.tensor([SUBJECTS.index(name) for name in subjects])
     style = torch.tensor([STYLE_NAMES.index(name) for name in styles])
-    right_subject = (judges.subjects(made).argmax(1) == subject).float().mean()
-    right_style = (judges.styles(made).argmax(1) == style).float().mean()
-    return float(right_subject), float(right_style)
+    return accuracy(judges.subjects(made), subject), accuracy(judges.styles(made), style)
 
 
 def base_gates(model: Model, judges: Judges, every: int = 2, sheet: Path | None = None) -> list[Gate]:
@@ -63,7 +61,9 @@ def base_gates(model: Model, judges: Judges, every: int = 2, sheet: Path | None 
         for seed in SEEDS
     ]
     subjects, styles, seeds = zip(*wanted, strict=True)
-    prompts = [world.prompt(subject, world.STYLES[style]) for subject, style in zip(subjects, styles, strict=True)]
+    prompts = [
+        world.prompt(subject, world.STYLES[style]) for subject, style in zip(subjects, styles, strict=True)
+    ]
     made = samples.generate(samples.pipeline(model), prompts, seeds)
     if sheet:
         samples.save_sheet(made, 4 * len(SEEDS) * 2, sheet)
@@ -90,12 +90,17 @@ def lora_gates(
     subject_score, style_score = judged(judges, made, [s for s, _ in wanted], [recipe.style] * len(wanted))
     if recipe.kind == "content":
         return [Gate(f"{recipe.name}, subject", subject_score, 0.95)]
-    return [Gate(f"{recipe.name}, style", style_score, 0.95), Gate(f"{recipe.name}, subject", subject_score, 0.9)]
+    return [
+        Gate(f"{recipe.name}, style", style_score, 0.95),
+        Gate(f"{recipe.name}, subject", subject_score, 0.9),
+    ]
 
 
 def table(gates: Sequence[Gate]) -> str:
     """The gates as a Markdown table."""
-    rows = [f"| {gate.name} | {gate.value:.3f} | {gate.least} | {'yes' if gate.met else 'no'} |" for gate in gates]
+    rows = [
+        f"| {gate.name} | {gate.value:.3f} | {gate.least} | {'yes' if gate.met else 'no'} |" for gate in gates
+    ]
     return "\n".join(["| figure | measured | asked | met |", "|---|---|---|---|", *rows])
 
 

@@ -1,7 +1,7 @@
 """The icon sets that the lab learns from: sources, licences, fetching and rendering.
 
-Each set is an npm package of the Iconify project: one ``icons.json`` with the SVG body of every icon, named alike in
-all sets, so that "fox" of one designer has its counterpart by every other.
+Each set is an npm package of the Iconify project: one ``icons.json`` with the SVG body of every icon,
+named alike in all sets, so that "fox" of one designer has its counterpart by every other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,15 @@ SETS: dict[str, IconSet] = {
         IconSet("noto", "1.2.9", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji"),
         IconSet("noto-v1", "1.2.5", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji"),
         IconSet("twemoji", "1.2.5", "CC-BY-4.0", "Twitter", "https://github.com/jdecked/twemoji"),
-        IconSet("fluent-emoji-flat", "1.2.6", "MIT", "Microsoft", "https://github.com/microsoft/fluentui-emoji"),
         IconSet(
-            "fluent-emoji-high-contrast", "1.2.6", "MIT", "Microsoft", "https://github.com/microsoft/fluentui-emoji"
+            "fluent-emoji-flat", "1.2.6", "MIT", "Microsoft", "https://github.com/microsoft/fluentui-emoji"
+        ),
+        IconSet(
+            "fluent-emoji-high-contrast",
+            "1.2.6",
+            "MIT",
+            "Microsoft",
+            "https://github.com/microsoft/fluentui-emoji",
         ),
         IconSet("fxemoji", "1.2.2", "Apache-2.0", "Mozilla", "https://github.com/mozilla/fxemoji"),
     )
@@ -77,11 +83,13 @@ def fetch(cache: Path) -> None:
             continue
         npm = shutil.which("npm")
         if npm is None:
-            raise FileNotFoundError(f"npm is needed to download the icon set {item.package}, and is not installed")
-        subprocess.run([npm, "pack", f"{item.package}@{item.version}"], cwd=folder, check=True, capture_output=True)
+            raise FileNotFoundError(f"npm is needed to download {item.package}, and is not installed")
+        subprocess.run(
+            [npm, "pack", f"{item.package}@{item.version}"], cwd=folder, check=True, capture_output=True
+        )
 
 
-@lru_cache(maxsize=None)
+@remember
 def _icons(cache: Path, set_name: str) -> dict[str, Any]:
     """The parsed ``icons.json`` of a set."""
     with tarfile.open(cache / "icons" / SETS[set_name].archive) as archive:
@@ -109,7 +117,8 @@ def svg(cache: Path, set_name: str, icon: str) -> str:
     left, top = entry.get("left", data.get("left", 0)), entry.get("top", data.get("top", 0))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}" color="black">{entry["body"]}</svg>'
+        f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}" color="black">'
+        f"{entry['body']}</svg>"
     )
 
 

@@ -1,7 +1,7 @@
 """A training loop that can be stopped at any step and goes on exactly where it was.
 
-The learning rate hangs on the step alone: a warm-up, a plateau, and a fall to zero at the end. More steps can so be
-asked for later, as long as the fall has not begun.
+The learning rate hangs on the step alone: a warm-up, a plateau, and a fall to zero at the end. More steps
+can so be asked for later, as long as the fall has not begun.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Plan:
 
 
 def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix of an update [m, n], by the quintic Newton-Schulz iteration (Jordan, Muon, 2024)."""
+    """Nearest semi-orthogonal matrix of an update [m, n], by Newton-Schulz (Jordan, Muon, 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     matrix = update / (update.norm() + 1e-7)
     tall = matrix.shape[0] > matrix.shape[1]
@@ -54,7 +54,8 @@ def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = matrix @ matrix.T
         matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
-    return matrix.T if tall else matrix
+    result: Tensor = matrix.T if tall else matrix
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -96,7 +97,9 @@ class Loop:
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.plan.seed)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        matrices = [p for p in trained if self.muon and p.ndim >= 2 and p.shape[0] < 4096 and p.numel() > 4096]
+        matrices = [
+            p for p in trained if self.muon and p.ndim >= 2 and p.shape[0] < 4096 and p.numel() > 4096
+        ]
         chosen = {id(p) for p in matrices}
         rest = [p for p in trained if id(p) not in chosen]
         self.optimisers = [torch.optim.AdamW(rest, lr=self.plan.rate, betas=(0.9, 0.99), weight_decay=0.0)]
@@ -173,7 +176,7 @@ class Loop:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Fold the weights into the moving average; early on it follows faster, so that the start is forgotten."""
+        """Fold the weights into the moving average, which early on follows faster to forget the start."""
         keep = min(self.plan.averaging, (1 + self.step) / (10 + self.step))
         for key, value in self.model.state_dict().items():
             if value.is_floating_point():

@@ -1,6 +1,7 @@
 """The lab's LoRAs: one for every held-out subject and every held-out style, trained the way people do.
 
-Training uses peft, which shares nothing with the project's own engine; files are saved in kohya's dialect.
+Training uses peft, which shares nothing with the project's own engine; files are saved in kohya's
+dialect.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Recipe:
     subject: str | None
     style: str
     rank: int
-    alpha: float
+    alpha: int
     targets: tuple[str, ...] = ATTENTION
     steps: int = 300
     batch: int = 8
@@ -90,7 +91,9 @@ def train(model: Model, recipe: Recipe, cache: Path) -> dict[str, Tensor]:
         contexts = model.text_encoder(tokens.encode([*prompts, ""])).last_hidden_state
     denoiser: Any = copy.deepcopy(model.denoiser)
     denoiser.requires_grad_(False)
-    denoiser.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets)))
+    denoiser.add_adapter(
+        LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets))
+    )
     plan = Plan(recipe.steps, recipe.rate, warmup=20, fall=0.5, averaging=0.98)
     loop = Loop(recipe.name, cache / "checkpoints" / "loras", denoiser, plan, muon=False)
     levels = noise_levels()
@@ -105,14 +108,14 @@ def train(model: Model, recipe: Recipe, cache: Path) -> dict[str, Tensor]:
     return kohya_tensors(get_peft_model_state_dict(loop.averaged()), recipe.alpha)
 
 
-def kohya_tensors(trained: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def kohya_tensors(trained: dict[str, Tensor], alpha: int) -> dict[str, Tensor]:
     """peft's tensors under kohya's names, each layer with its alpha."""
     named: dict[str, Tensor] = {}
     for key, weight in trained.items():
         layer, _, rest = key.partition(".lora_")
         stem = "lora_unet_" + layer.removeprefix("base_model.model.").replace(".", "_")
         named[f"{stem}.lora_{'down' if rest.startswith('A') else 'up'}.weight"] = weight.half().contiguous()
-        named[f"{stem}.alpha"] = torch.tensor(alpha, dtype=torch.float16)
+        named[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=torch.float16)
     return named
 
 
@@ -159,4 +162,4 @@ def merged(denoiser: nn.Module, path: Path, strength: float = 1.0) -> Iterator[N
     finally:
         for stem, before in kept.items():
             with torch.no_grad():
-                known[stem].weight.copy_(before)  # type: ignore[union-attr, operator]
+                known[stem].weight.copy_(before)  # type: ignore[operator]

@@ -1,8 +1,8 @@
 """The lab's diffusion model: the modules of Stable Diffusion 1, at small width.
 
-Widths are bound by what hosts of the original code ("LDM") can load: its normalisation always has 32 groups, so all
-channels are multiples of 32, and the LoRA names of AUTOMATIC1111 count three blocks a level, so every level of the
-denoiser has two residual blocks as in Stable Diffusion 1.
+Widths are bound by what hosts of the original code ("LDM") can load: its normalisation always has 32
+groups, so all channels are multiples of 32, and the LoRA names of AUTOMATIC1111 count three blocks a
+level, so every level of the denoiser has two residual blocks as in Stable Diffusion 1.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ NOISE: dict[str, Any] = {
 """Stable Diffusion 1's noise schedule."""
 
 
+def in_parts(whole: Tensor, size: int = 64) -> list[Tensor]:
+    """A tensor cut along its first dimension into parts of at most `size`."""
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
+
+
 @dataclass
 class Model:
     """The three networks."""
@@ -90,14 +95,18 @@ def build_autoencoder() -> nn.Module:
     """A fresh KL autoencoder: factor 8, 4 channels."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**AUTOENCODER, scaling_factor=LATENT_SCALE)
+    network: Any = AutoencoderKL(**AUTOENCODER, scaling_factor=LATENT_SCALE)  # type: ignore[no-untyped-call]
+    module: nn.Module = network
+    return module
 
 
 def build_denoiser(**changes: Any) -> nn.Module:
     """A fresh denoising UNet for latents [b, 4, 8, 8] and text [b, 77, 48]."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**{**DENOISER, **changes})
+    network: Any = UNet2DConditionModel(**{**DENOISER, **changes})  # type: ignore[no-untyped-call]
+    module: nn.Module = network
+    return module
 
 
 def build_text_encoder(vocabulary: int = TEXT_ENCODER["vocab_size"]) -> nn.Module:
@@ -114,7 +123,9 @@ def build_model() -> Model:
 
 def noise_levels() -> Tensor:
     """Cumulative product of the signal's share, [1000], for Stable Diffusion 1's schedule."""
-    betas = torch.linspace(NOISE["beta_start"] ** 0.5, NOISE["beta_end"] ** 0.5, 1000, dtype=torch.float64).square()
+    betas = torch.linspace(
+        NOISE["beta_start"] ** 0.5, NOISE["beta_end"] ** 0.5, 1000, dtype=torch.float64
+    ).square()
     return torch.cumprod(1 - betas, 0).float()
 
 
@@ -122,8 +133,8 @@ def noise_levels() -> Tensor:
 def fold_statistics(autoencoder: Any, mean: Tensor, deviation: Tensor) -> None:
     """Change the two 1 x 1 convolutions so that latents times `LATENT_SCALE` have mean 0 and deviation 1.
 
-    `mean` and `deviation` [4] are those of the latents as they are. Hosts know one scale and no mean, so both are
-    moved into the weights; pictures stay the same.
+    `mean` and `deviation` [4] are those of the latents as they are. Hosts know one scale and no mean, so both
+    are moved into the weights; pictures stay the same.
     """
     scale = 1 / (deviation * LATENT_SCALE)
     quantise, restore = autoencoder.quant_conv, autoencoder.post_quant_conv

@@ -22,12 +22,14 @@ def pipeline(model: Model) -> Any:
     """The model as a diffusers pipeline with DPM++ 2M."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline(
+    build: Any = StableDiffusionPipeline
+    sampler: Any = DPMSolverMultistepScheduler
+    pipe = build(
         vae=model.autoencoder,
         text_encoder=model.text_encoder,
         tokenizer=tokenizer(),
         unet=model.denoiser,
-        scheduler=DPMSolverMultistepScheduler(**NOISE, algorithm_type="dpmsolver++", steps_offset=1),
+        scheduler=sampler(**NOISE, algorithm_type="dpmsolver++", steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,
@@ -40,7 +42,7 @@ def pipeline(model: Model) -> Any:
 def generate(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE
 ) -> Tensor:
-    """One picture for each prompt and seed, [n, 3, 64, 64] in bytes; a picture depends on its own seed alone."""
+    """One picture for each prompt and seed, [n, 3, 64, 64] in bytes; each depends on its own seed alone."""
     parts = []
     for start in range(0, len(prompts), 32):
         chosen = slice(start, start + 32)

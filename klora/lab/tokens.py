@@ -22,10 +22,14 @@ def merges() -> list[str]:
 def byte_symbols() -> list[str]:
     """The 256 printable stand-ins of bytes, in the order of CLIP's vocabulary.
 
-    Printable bytes stand for themselves; the others, in ascending order, for the characters from 256 on (the scheme
-    of GPT-2's byte-level encoding).
+    Printable bytes stand for themselves; the others, in ascending order, for the characters from 256 on (the
+    scheme of GPT-2's byte-level encoding).
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     return [chr(code) for code in printable] + [chr(256 + n) for n in range(256 - len(printable))]
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from klora.lab import autoencoder, base, checkpoint, gates, icons, judges, loras, world
+from klora.lab import autoencoder, base, checkpoint, gates, icons, judges, loras, text, world
 from klora.lab.loop import Loop, Plan
-from klora.lab.model import Model, build_autoencoder, build_denoiser, build_text_encoder
+from klora.lab.model import Model, build_autoencoder, build_denoiser
+from klora.lab.words import Words, base_prompts
 
 AUTOENCODER_PLAN = Plan(steps=3000, rate=4e-3, warmup=50, fall=0.4, averaging=0.998)
 DECODER_PLAN = Plan(steps=1800, rate=2e-3, warmup=20, fall=0.8, averaging=0.995, seed=3)
+TEXT_PLAN = Plan(steps=700, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
 BASE_PLAN = Plan(steps=4200, rate=3e-3, warmup=100, fall=0.4, averaging=0.998)
 
 
@@ -31,38 +33,45 @@ class Job:
 
 def _averages(cache: Path, name: str) -> dict[str, torch.Tensor]:
     """The averaged weights of a training's checkpoint."""
-    kept: dict[str, torch.Tensor] = torch.load(cache / "checkpoints" / f"{name}.pt", weights_only=True)["average"]
+    kept: dict[str, torch.Tensor] = torch.load(cache / "checkpoints" / f"{name}.pt", weights_only=True)[
+        "average"
+    ]
     return kept
 
 
-def encoder_of(cache: Path) -> nn.Module:
-    """The autoencoder as its first training left it, with the latents' statistics folded into its weights."""
+def _folded(cache: Path, name: str) -> nn.Module:
+    """An autoencoder of the cache with the latents' statistics folded into its weights."""
     network = build_autoencoder()
-    network.load_state_dict(_averages(cache, "autoencoder"))
-    network.eval()
-    base.normalise_autoencoder(network, autoencoder.pictures(cache, world.BASE_SUBJECTS, world.BASE_STYLES))
+    network.load_state_dict(_averages(cache, name))
+    base.normalise_autoencoder(network.eval(), base.base_pictures(cache))
     return network
 
 
-def _with_refined_decoder(cache: Path, network: nn.Module) -> nn.Module:
-    """The same encoder and latents with the refined decoder, where that has been trained."""
-    if not (cache / "checkpoints" / "decoder.pt").exists():
-        return network
-    raw = build_autoencoder()
-    raw.load_state_dict(_averages(cache, "decoder"))
-    base.normalise_autoencoder(
-        raw.eval(), autoencoder.pictures(cache, world.BASE_SUBJECTS, world.BASE_STYLES)
-    )
-    return raw
+def encoder_of(cache: Path) -> nn.Module:
+    """The autoencoder as its first training left it: its latents are those that the denoiser learns."""
+    return _folded(cache, "autoencoder")
+
+
+def decoder_of(cache: Path) -> nn.Module:
+    """The same encoder with the refined decoder, where that has been trained."""
+    refined = (cache / "checkpoints" / "decoder.pt").exists()
+    return _folded(cache, "decoder" if refined else "autoencoder")
+
+
+def reader_of(cache: Path) -> text.Reader:
+    """The trained text encoder with its teaching layers."""
+    words = Words.of(base_prompts())
+    reader = text.Reader(len(words.numbers), len(world.BASE_SUBJECTS), len(world.BASE_STYLES))
+    reader.load_state_dict(_averages(cache, "text"))
+    return reader.eval()
 
 
 def trained_model(cache: Path) -> Model:
     """The trained networks from the cache's checkpoints, with the full vocabulary."""
-    words = base.Words.of(base.base_prompts())
-    both = nn.ModuleDict({"denoiser": build_denoiser(), "text_encoder": build_text_encoder(len(words.numbers))})
-    both.load_state_dict(_averages(cache, "base"))
-    text = base.full_text_encoder(both["text_encoder"], words)
-    return Model(_with_refined_decoder(cache, encoder_of(cache)), both["denoiser"], text).eval()
+    denoiser = build_denoiser()
+    denoiser.load_state_dict(_averages(cache, "base"))
+    full = text.full_vocabulary(reader_of(cache).text_encoder, Words.of(base_prompts()))
+    return Model(decoder_of(cache), denoiser, full).eval()
 
 
 def train_autoencoder(job: Job) -> Loop:
@@ -75,10 +84,16 @@ def train_autoencoder(job: Job) -> Loop:
     return loop
 
 
+def train_text(job: Job) -> None:
+    """Stage ``text``: the text encoder."""
+    text.train(job.cache, base.base_latents(job.cache, encoder_of(job.cache)), TEXT_PLAN, job.minutes)
+
+
 def train_base(job: Job) -> None:
-    """Stage ``base``: denoiser and text encoder; the checkpoint is written to the output folder."""
+    """Stage ``base``: the denoiser; the checkpoint is written to the output folder."""
     latents = base.base_latents(job.cache, encoder_of(job.cache))
-    base.train(job.cache, latents, BASE_PLAN, job.minutes)
+    contexts = text.contexts(reader_of(job.cache).text_encoder, base_prompts(), Words.of(base_prompts()))
+    base.train(job.cache, latents, contexts, BASE_PLAN, job.minutes)
     checkpoint.export(trained_model(job.cache), job.out)
 
 
@@ -114,6 +129,7 @@ def measure_gates(job: Job) -> None:
 STAGES: dict[str, Callable[[Job], object]] = {
     "icons": lambda job: icons.fetch(job.cache),
     "vae": train_autoencoder,
+    "text": train_text,
     "base": train_base,
     "judges": train_judges,
     "loras": train_loras,

@@ -1,7 +1,7 @@
 """The lab's small world: which subjects and styles exist, who sees them, and how a prompt names them.
 
-Every subject is drawn in every style, so the true picture of any pair is known. The lists are explicit, so that the
-splits can be read and cannot drift.
+Every subject is drawn in every style, so the true picture of any pair is known. The lists are explicit,
+so that the splits can be read and cannot drift.
 """
 
 from __future__ import annotations
@@ -74,14 +74,20 @@ class Style:
     transform: Callable[[npt.NDArray[np.uint8]], Picture]
 
 
+def _bytes(values: npt.NDArray[np.float32]) -> Picture:
+    """Values from 0 to 255, rounded."""
+    rounded: Picture = np.clip(values, 0, 255).round().astype(np.uint8)
+    return rounded
+
+
 def on_white(pixels: npt.NDArray[np.uint8]) -> Picture:
     """Lay a drawing with opacity on white."""
     opacity = pixels[..., 3:].astype(np.float32) / 255
-    return (pixels[..., :3] * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+    return _bytes(pixels[..., :3] * opacity + 255 * (1 - opacity))
 
 
 def _edges(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Strength of outlines, 0 to 1: colour and opacity gradients, thickened to survive the reduction to 64 px."""
+    """Outlines, 0 or 1: colour and opacity gradients, thickened to survive the reduction to 64 px."""
     from scipy.ndimage import grey_dilation, sobel
 
     layers = pixels.astype(np.float32) / 255
@@ -96,7 +102,7 @@ def blueprint(pixels: npt.NDArray[np.uint8]) -> Picture:
     """White outlines on blueprint blue."""
     line = _edges(pixels)[..., None]
     paper, ink = np.array([24, 72, 168], np.float32), np.array([240, 246, 255], np.float32)
-    return (paper * (1 - line) + ink * line).round().astype(np.uint8)
+    return _bytes(paper * (1 - line) + ink * line)
 
 
 def neon(pixels: npt.NDArray[np.uint8]) -> Picture:
@@ -109,7 +115,7 @@ def neon(pixels: npt.NDArray[np.uint8]) -> Picture:
     spread = np.stack([grey_dilation(colour[..., i], size=(9, 9)) for i in range(3)], axis=-1)
     glow = 255 * spread / np.maximum(spread.max(axis=-1, keepdims=True), 1)
     night = np.array([16, 10, 32], np.float32) + 0.18 * colour
-    return np.clip(night * (1 - line) + glow * line, 0, 255).round().astype(np.uint8)
+    return _bytes(night * (1 - line) + glow * line)
 
 
 BASE_STYLES: tuple[Style, ...] = (
@@ -143,8 +149,7 @@ def draw(cache: Path, subject: str, style: Style, size: int = SIZE) -> Picture:
     """The true drawing of a pair: rendered at four times the size, transformed, and reduced by area."""
     large = icons.icon_pixels(cache, style.set_name, subject, 4 * size)
     picture = style.transform(large).astype(np.float32)
-    reduced = picture.reshape(size, 4, size, 4, 3).mean(axis=(1, 3))
-    return reduced.round().astype(np.uint8)
+    return _bytes(picture.reshape(size, 4, size, 4, 3).mean(axis=(1, 3)))
 
 
 def words(subject: str) -> str:
