@@ -31,6 +31,10 @@ class Answer:
     infotexts: tuple[str, ...]
     size: tuple[int, int]
 
+    def distance(self, other: Answer) -> int:
+        """The largest difference between the two first pictures in a channel of a pixel, 0 to 255."""
+        return max(abs(a - b) for a, b in zip(self.raw, other.raw, strict=True))
+
 
 class RefusedError(Exception):
     """The API refused a job; ``status`` and ``text`` are its answer."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from klora.files.conversion import convert
 from tests.hosts.server import Answer, RefusedError, WebUI, left_half
 
 CONTENT, STYLE, THIRD = ("<lora:content-sd1-a:1>", "<lora:style-sd1-a:0.8>", "<lora:third-sd1-a:0.5>")
@@ -241,9 +243,30 @@ def test_only_what_flips_is_merged(webui: WebUI, schedule: str, most: int) -> No
     webui.txt2img(PAIR, {"schedule": schedule}, steps=20)
     merges = webui.call("/probe/look")["merges"]
     attention = {name: count for name, count in merges.items() if "_attn" in name}
-    assert len(attention) == 128  # each is put back to its first winner
+    assert 0 < len(attention) <= 128  # a layer that keeps its winner from the picture before needs no merge
     assert max(attention.values()) <= most
-    assert sum(attention.values()) > 128  # some flip
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "peft"])
+def test_a_dialect_that_the_host_cannot_read_works_and_leaves_no_trace(
+    webui: WebUI, models: Path, dialect: str
+) -> None:
+    for role in ("content", "style"):
+        source = models / "loras" / f"{role}-sd1-a.safetensors"
+        convert(source, models / "loras" / f"{role}-{dialect}.safetensors", dialect, overwrite=True)
+    webui.call("/sdapi/v1/refresh-loras", {})
+    content, style = f"<lora:content-{dialect}:1>", f"<lora:style-{dialect}:0.8>"
+    unread = [webui.txt2img(f"a cat {tags}").pixels for tags in (content, style, content + style)]
+    for settings in (CONTENT_WINS, STYLE_WINS, {}):
+        # The scale is multiplied into the factors, so the picture may differ by a rounding.
+        fused = webui.txt2img(f"a cat {content}{style}", settings)
+        distance = fused.distance(webui.txt2img(PAIR, settings))
+        assert distance <= 2
+    for request in (PASSES["hires"], PASSES["batch 2 x 2"]):
+        fused = webui.txt2img(f"a cat {content}{style}", {}, **request)
+        assert fused.distance(webui.txt2img(PAIR, {}, **request)) <= 4
+    again = [webui.txt2img(f"a cat {tags}").pixels for tags in (content, style, content + style)]
+    assert again == unread
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -253,7 +276,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "other base model": (f"a cat {CONTENT}<lora:style-sdxl:1>", {}, "made for SDXL, but the loaded .* SD1"),
     "unknown setting": (PAIR, {"speed": 3}, "no setting 'speed'"),
     "value out of range": (PAIR, {"alpha": -1}, "alpha is -1"),
-    "NaN": (f"a cat {CONTENT}<lora:nan:1>", {}, "nan: layer .*attn.* holds NaN"),
+    "NaN": (f"a cat {CONTENT}<lora:nan:1>", {}, "nan.* layer .*attn.* holds NaN"),
 }
 
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from typing import Any
 
 from klora.errors import PairError
-from klora.files import read_lora
 from klora.hosts.a1111.reading import fill_in
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
+from klora.hosts.webui.checks import checked_base_model
 from klora.schedule import noise_progress
 
 _FAMILIES = {"is_sdxl": "SDXL", "is_sd3": "SD3", "is_sd2": "SD2", "is_sd1": "SD1"}
@@ -33,8 +33,7 @@ class A1111Host:
             on_disk = network.network_on_disk
             if on_disk.name not in names or _touches_denoiser(network):
                 continue
-            file = read_lora(on_disk.filename, name=on_disk.name)
-            if file.base_model in ("unknown", loaded_family(p.sd_model)):
+            if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):
                 fill_in(_networks(), network)
 
     def seam(self, p: Any, content: str, style: str) -> A1111Seam:
@@ -46,9 +45,18 @@ class A1111Host:
 
     def _loaded(self, model: Any, name: str) -> Any:
         for network in _networks().loaded_networks:
-            if network.network_on_disk.name == name:
+            on_disk = network.network_on_disk
+            if on_disk.name == name:
+                here, made_for = loaded_family(model), checked_base_model(on_disk.filename, name)
+                if made_for not in ("unknown", here):
+                    raise PairError(
+                        f"LoRA {name} is made for {made_for}, but the loaded checkpoint is {here}; "
+                        f"load a checkpoint of {made_for} or pick a LoRA for {here}."
+                    )
                 if not _touches_denoiser(network):
-                    raise PairError(_why_nothing_fits(network.network_on_disk, model))
+                    raise PairError(
+                        f"LoRA {name} changes no layer of the loaded checkpoint ({here}); pick another LoRA."
+                    )
                 return network
         raise PairError(
             f"LoRA {name} was not found or could not be loaded; check its name and the console, "
@@ -80,14 +88,3 @@ def loaded_family(model: Any) -> str:
         if getattr(model, attribute, False):
             return family
     return "another base model"
-
-
-def _why_nothing_fits(on_disk: Any, model: Any) -> str:
-    made_for = read_lora(on_disk.filename, name=on_disk.name).base_model
-    here = loaded_family(model)
-    if made_for in ("unknown", here):
-        return f"LoRA {on_disk.name} changes no layer of the loaded checkpoint ({here}); pick another LoRA."
-    return (
-        f"LoRA {on_disk.name} is made for {made_for}, but the loaded checkpoint is {here}; "
-        f"load a checkpoint of {made_for} or pick a LoRA for {here}."
-    )

@@ -60,18 +60,16 @@ class A1111Seam:
 
     def _delta(self, network: Any, layer: str) -> Tensor:
         module = network.modules[self._host_names[layer]]
+        weight = self._clean_weight(module.sd_module)
+        name = network.network_on_disk.name
         try:
             with torch.no_grad():
-                delta: Tensor = module.calc_updown(self._clean_weight(module.sd_module))[0]
-        except RuntimeError as error:  # shapes that do not fit the model: the host would skip the layer
-            name = network.network_on_disk.name
-            raise LoraFileError(
-                f"{name}: layer {layer} does not fit the loaded checkpoint ({error}); "
-                "use a LoRA made for it.",
-                file=name,
-                layer=layer,
-                defect="shape",
-            ) from error
+                delta: Tensor = module.calc_updown(weight)[0]
+        except RuntimeError as error:
+            raise _does_not_fit(name, layer, str(error)) from error
+        # An inpainting checkpoint's first convolution has five more input channels, which the host pads.
+        if delta.shape != weight.shape and weight.shape[1:2] != (9,):
+            raise _does_not_fit(name, layer, f"{list(delta.shape)} instead of {list(weight.shape)}")
         return delta
 
     def _clean_weight(self, layer: nn.Module) -> Tensor:
@@ -132,6 +130,16 @@ class A1111Seam:
                 networks.loaded_networks = loaded
 
         return network_function
+
+
+def _does_not_fit(name: str, layer: str, why: str) -> LoraFileError:
+    # The host would skip the layer without a word.
+    return LoraFileError(
+        f"{name}: layer {layer} does not fit the loaded checkpoint ({why}); use a LoRA made for it.",
+        file=name,
+        layer=layer,
+        defect="shape",
+    )
 
 
 def _canonical(host_name: str) -> str:

@@ -1,0 +1,35 @@
+"""What is checked on a LoRA's file before a WebUI samples with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePath
+
+from klora.files import UnknownDialectError, read_lora
+
+#: Path -> (state of the file, its base model), for files that were read through and found sound.
+_checked: dict[str, tuple[tuple[int, int, int], str]] = {}
+
+
+def checked_base_model(path: str, name: str) -> str:
+    """The base model that a LoRA file is for, ``unknown`` if the file does not tell.
+
+    Raises `LoraFileError` naming layer and defect if the file is damaged or holds NaN. A dialect that only
+    the host understands, or a format that is not safetensors, is left to the host and is ``unknown``. A
+    file is read through once, and again when it was replaced on disk.
+    """
+    if PurePath(path).suffix.lower() != ".safetensors":
+        return "unknown"
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "unknown"  # the host says it better: it looks for the name in more than one place
+    state = (found.st_mtime_ns, found.st_size, found.st_ino)
+    if path not in _checked or _checked[path][0] != state:
+        try:
+            file = read_lora(path, name=name)
+        except UnknownDialectError:
+            return "unknown"
+        file.verify()
+        _checked[path] = (state, file.base_model)
+    return _checked[path][1]
