@@ -72,7 +72,8 @@ def autoencoder_loss(model: nn.Module, true: Tensor, generator: torch.Generator)
         made = model.decode(latent).sample  # type: ignore[operator]
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
-    return picture_loss(made.float(), true) + KL_WEIGHT * divergence
+    loss: Tensor = picture_loss(made.float(), true) + KL_WEIGHT * divergence
+    return loss
 
 
 def signal_to_noise(made: Tensor, true: Tensor) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +20,25 @@ from klora.lab.icons import Picture
 SIZE = 64
 """Edge of a picture in pixels."""
 
-DEVELOPMENT_SUBJECTS: tuple[str, ...] = tuple(
-    "strawberry penguin cactus guitar rocket snail mushroom pineapple camera frog sailboat crown".split()
+
+def _listed(names: str) -> tuple[str, ...]:
+    """Names written with spaces between them."""
+    return tuple(names.split())
+
+
+DEVELOPMENT_SUBJECTS: tuple[str, ...] = _listed(
+    "strawberry penguin cactus guitar rocket snail mushroom pineapple camera frog sailboat crown"
 )
 """Held-out subjects for choosing defaults."""
 
-TEST_SUBJECTS: tuple[str, ...] = tuple(
-    "tulip octopus watermelon bomb koala trumpet helicopter turtle ghost hamburger banana elephant".split()
+TEST_SUBJECTS: tuple[str, ...] = _listed(
+    "tulip octopus watermelon bomb koala trumpet helicopter turtle ghost hamburger banana elephant"
 )
 """Held-out subjects that are only reported."""
 
 HELD_OUT_SUBJECTS = DEVELOPMENT_SUBJECTS + TEST_SUBJECTS
 
-BASE_SUBJECTS: tuple[str, ...] = tuple(
+BASE_SUBJECTS: tuple[str, ...] = _listed(
     """
     airplane alien ambulance amphora anchor ant automobile avocado backpack bacon badminton baguette-bread
     balloon bank baseball basketball bat bathtub battery bear bed beer-mug bell bicycle bird birthday-cake
@@ -54,12 +61,12 @@ BASE_SUBJECTS: tuple[str, ...] = tuple(
     sunflower sunglasses sushi syringe t-shirt taco tangerine taxi telephone telescope television tennis
     tent thermometer tiger toilet tomato tornado tractor train trophy tropical-fish turkey umbrella
     unicorn violin volcano watch wheelchair-symbol whale wine-glass wolf wrapped-gift wrench
-    """.split()
+    """
 )
 """Subjects that the base model knows; all sets but fxemoji draw every one of them."""
 
-STYLE_LORA_VALIDATION: tuple[str, ...] = tuple(
-    "fox castle butterfly pear sunflower dolphin rooster robot tractor owl lemon bicycle".split()
+STYLE_LORA_VALIDATION: tuple[str, ...] = _listed(
+    "fox castle butterfly pear sunflower dolphin rooster robot tractor owl lemon bicycle"
 )
 """Base subjects kept out of the style LoRAs' training; a style LoRA alone is judged on these."""
 
@@ -74,7 +81,7 @@ class Style:
     transform: Callable[[npt.NDArray[np.uint8]], Picture]
 
 
-def _bytes(values: npt.NDArray[np.float32]) -> Picture:
+def _bytes(values: npt.NDArray[np.floating[Any]]) -> Picture:
     """Values from 0 to 255, rounded."""
     rounded: Picture = np.clip(values, 0, 255).round().astype(np.uint8)
     return rounded
@@ -88,7 +95,7 @@ def on_white(pixels: npt.NDArray[np.uint8]) -> Picture:
 
 def _edges(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Outlines, 0 or 1: colour and opacity gradients, thickened to survive the reduction to 64 px."""
-    from scipy.ndimage import grey_dilation, sobel
+    from scipy.ndimage import grey_dilation, sobel  # type: ignore[import-untyped]
 
     layers = pixels.astype(np.float32) / 255
     layers[..., :3] *= layers[..., 3:]
@@ -107,7 +114,7 @@ def blueprint(pixels: npt.NDArray[np.uint8]) -> Picture:
 
 def neon(pixels: npt.NDArray[np.uint8]) -> Picture:
     """Coloured outlines on near black: each line takes the most saturated colour beside it."""
-    from scipy.ndimage import grey_dilation
+    from scipy.ndimage import grey_dilation  # type: ignore[import-untyped]
 
     line = _edges(pixels)[..., None]
     colour = on_white(pixels).astype(np.float32)
