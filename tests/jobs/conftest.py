@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from jobs import fakes
 from webui.conftest import FakeHost, host  # noqa: F401 - a fixture
 
-from jobs import fakes
 from klora.weights import fusion
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from jobs.fakes import (
     ATTENTION,
     CANONICAL,
@@ -23,6 +21,8 @@ from jobs.fakes import (
     install,
     make_network,
 )
+from torch import Tensor
+
 from klora.errors import LoraFileError
 from klora.hosts.a1111.seam import A1111Seam
 from klora.settings import Settings

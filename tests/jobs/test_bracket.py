@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from engine.fake_seam import FakeSeam
-
 from jobs.fakes import FakeDenoiser, FakeModel, FakeSampler
+
 from klora.errors import PairError
 from klora.hosts.webui.bracket import bracket, refuse
 from klora.settings import Settings

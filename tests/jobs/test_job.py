@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from engine.lora_files import write_lora
+from jobs.fakes import ATTENTION, CANONICAL, IN_FORWARD_ORDER, TEXT, FakeModel, FakeSampler, make_network
 from webui.conftest import FakeHost
 
-from jobs.fakes import ATTENTION, CANONICAL, IN_FORWARD_ORDER, TEXT, FakeModel, FakeSampler, make_network
 from klora.errors import KloraError, LoraFileError, PairError, SettingsError
 from klora.hosts.webui.job import wanted_settings
 from klora.hosts.webui.roles import tags_in
@@ -303,4 +305,12 @@ def test_the_plan_is_shown_where_wanted(webui: Webui) -> None:
 def test_a_host_that_is_not_known_is_said_so(webui: Webui) -> None:
     del webui.networks.originals
     with pytest.raises(KloraError, match="does not know this WebUI"):
+        webui.generate(BOTH, {})
+
+
+def test_a_lora_for_another_base_model_is_named(webui: Webui, tmp_path: Path) -> None:
+    block = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    file = write_lora(tmp_path / "ink.safetensors", (block,), size=(640, 2048))
+    webui.known["ink"].network_on_disk.filename = str(file)
+    with pytest.raises(PairError, match="ink is made for SDXL, but the loaded checkpoint is SD1"):
         webui.generate(BOTH, {})
