@@ -10,7 +10,7 @@ import networks
 from modules import script_callbacks, shared
 
 armed = {"fail_at": None, "interrupt_at": None, "skip_at": None}
-calls = []  # of the denoiser, as times, since the last look
+calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI: other programs do not disturb them
 merges = Counter()  # layer -> LoRAs merged into it since the last look, while a denoiser call was under way
 is_sampling = [False]
 
@@ -20,7 +20,7 @@ class ProbeError(RuntimeError):
 
 
 def before_call(model, *_):
-    calls.append(time.perf_counter())
+    calls.append(time.process_time())
     is_sampling[0] = True
     number = len(calls)
     if number == armed["fail_at"]:
@@ -68,6 +68,10 @@ def add_routes(_demo, app):
         merges.clear()
         armed.update(dict.fromkeys(armed), **request)
         return armed
+
+    @app.get("/probe/clock")
+    def clock():
+        return {"now": time.process_time()}
 
     @app.get("/probe/look")
     def look():
