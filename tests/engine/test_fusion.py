@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.fake_seam import FakeSeam
 from klora.errors import LoraFileError, PairError
 from klora.schedule import Rule
 from klora.settings import Settings
 from klora.weights import Fusion, Winner, fusion, prepare
+from tests.engine.fake_seam import FakeSeam
 
 #: Flips with S over 5 steps (bonus 0.5 to 2): never, after the start, after the middle, never.
 SCORES = {"a.attn1": (9.0, 1.0), "b.attn1": (1.0, 1.5), "c.attn2": (1.5, 1.0), "d.attn2": (1.0, 9.0)}

@@ -13,9 +13,9 @@ import pytest
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
-from engine.slow_formula import magnitudes, product
 from klora.__main__ import main
+from tests.engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
+from tests.engine.slow_formula import magnitudes, product
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.slow_formula import SlowLayer, slow_plan
 from klora.schedule import Plan, Rule, bonus, noise_progress, published_progress, step_progress
 from klora.scores import Contest, Scores, balance, score_layer
 from klora.settings import Settings
+from tests.engine.slow_formula import SlowLayer, slow_plan
 
 TOP_K = ("rank", "1", "3", "25%", "50%", "100%", "1000000", "0.001%")
 

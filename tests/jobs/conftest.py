@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import fakes
-from webui.conftest import FakeHost, host  # noqa: F401 - a fixture
 
 from klora.weights import fusion
+from tests.jobs import fakes
+from tests.webui.conftest import FakeHost, host  # noqa: F401 - a fixture
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from webui.conftest import FakeEntry
+
+from tests.webui.conftest import FakeEntry
 
 MIDDLE = "diffusion_model_middle_block_1_transformer_blocks_0_"
 INPUT = "diffusion_model_input_blocks_1_1_transformer_blocks_0_"

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from jobs.fakes import (
+from torch import Tensor
+
+from klora.errors import LoraFileError
+from klora.hosts.a1111.seam import A1111Seam
+from klora.settings import Settings
+from klora.weights import Winner, prepare
+from tests.jobs.fakes import (
     ATTENTION,
     CANONICAL,
     FEED_FORWARD,
@@ -21,12 +27,6 @@ from jobs.fakes import (
     install,
     make_network,
 )
-from torch import Tensor
-
-from klora.errors import LoraFileError
-from klora.hosts.a1111.seam import A1111Seam
-from klora.settings import Settings
-from klora.weights import Winner, prepare
 
 C, S, BOTH, NONE = Winner.CONTENT, Winner.STYLE, Winner.BOTH, Winner.NONE
 CHECKPOINT = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"))

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine.fake_seam import FakeSeam
-from jobs.fakes import FakeDenoiser, FakeModel, FakeSampler
 
 from klora.errors import PairError
 from klora.hosts.webui.bracket import bracket, refuse
 from klora.settings import Settings
 from klora.weights import Fusion, Winner, prepare
+from tests.engine.fake_seam import FakeSeam
+from tests.jobs.fakes import FakeDenoiser, FakeModel, FakeSampler
 
 SCORES = {"a.attn1": (9.0, 1.0), "b.attn1": (1.0, 1.5), "c.attn2": (1.5, 1.0), "d.attn2": (1.0, 9.0)}
 

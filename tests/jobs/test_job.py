@@ -11,14 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from engine.lora_files import write_lora
-from jobs.fakes import ATTENTION, CANONICAL, IN_FORWARD_ORDER, TEXT, FakeModel, FakeSampler, make_network
-from webui.conftest import FakeHost
 
 from klora.errors import KloraError, LoraFileError, PairError, SettingsError
 from klora.hosts.webui.job import wanted_settings
 from klora.hosts.webui.roles import tags_in
 from klora.settings import Settings
+from tests.engine.lora_files import write_lora
+from tests.jobs.fakes import (
+    ATTENTION,
+    CANONICAL,
+    IN_FORWARD_ORDER,
+    TEXT,
+    FakeModel,
+    FakeSampler,
+    make_network,
+)
+from tests.webui.conftest import FakeHost
 
 SCRIPT = "klora.hosts.webui.script"
 
