@@ -11,7 +11,7 @@ from klora.errors import KloraError
 from klora.version import __version__
 
 #: Subcommand -> module under ``klora.commands``, imported one by one because some need much.
-COMMANDS = ("plan", "inspect", "convert")
+COMMANDS = ("demo", "plan", "inspect", "convert")
 
 
 def parser() -> ArgumentParser:

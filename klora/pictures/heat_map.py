@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from klora.schedule import Plan
 
@@ -73,6 +74,7 @@ def draw_plan(plan: Plan, title: str = "What wins where") -> Figure:
         ncols=2,
         frameon=False,
     )
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     steps = np.arange(1, plan.steps + 1)
     lower.bar(steps, 100 * (1 - plan.content_wins.mean(axis=1)), width=1.0, color=STYLE_COLOUR)
     lower.set(ylim=(0, 100), xlim=edges, xlabel="step", ylabel="style %")

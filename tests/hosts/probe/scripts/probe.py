@@ -10,7 +10,7 @@ import networks
 from modules import script_callbacks, shared
 
 armed = {"fail_at": None, "interrupt_at": None, "skip_at": None}
-calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI: other programs do not disturb them
+calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI, whatever else runs
 merges = Counter()  # layer -> LoRAs merged into it since the last look, while a denoiser call was under way
 is_sampling = [False]
 
