@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from klora.lab import world
-from klora.lab.loop import Loop, Plan
+from klora.lab.loop import Loop, Plan, device
 from klora.lab.model import build_autoencoder, in_parts
 
 BATCH = 8
@@ -65,9 +65,9 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
 
 def autoencoder_loss(model: nn.Module, true: Tensor, generator: torch.Generator) -> Tensor:
     """Loss of one batch [b, 3, 64, 64] in -1 to 1: reconstruction and a whisper of KL."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(true.device.type, dtype=torch.bfloat16):
         posterior = model.encode(true).latent_dist  # type: ignore[operator]
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(true.device)
         latent = posterior.mean + posterior.std * noise
         made = model.decode(latent).sample  # type: ignore[operator]
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -97,10 +97,17 @@ def train(cache: Path, plan: Plan, minutes: float) -> Loop:
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(data), (BATCH,), generator=generator)
-        return autoencoder_loss(loop.model, to_signed(data[chosen]), generator)
+        return autoencoder_loss(loop.model, to_signed(data[chosen]).to(device()), generator)
 
     loop.run(loss_of, minutes)
     return loop
+
+
+def kept_average(cache: Path, name: str) -> dict[str, Tensor]:
+    """The averaged weights of a training's checkpoint."""
+    state = torch.load(cache / "checkpoints" / f"{name}.pt", weights_only=True, map_location="cpu")
+    kept: dict[str, Tensor] = state["average"]
+    return kept
 
 
 def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
@@ -110,20 +117,21 @@ def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
     """
     torch.manual_seed(plan.seed)
     model = build_autoencoder()
-    model.load_state_dict(torch.load(cache / "checkpoints" / "autoencoder.pt", weights_only=True)["average"])
+    model.load_state_dict(kept_average(cache, "autoencoder"))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
-    loop = Loop("decoder", cache / "checkpoints", model, plan)
     with torch.no_grad():
         found = [model.encode(to_signed(part)).latent_dist for part in in_parts(drawn)]  # type: ignore[operator]
         mean, deviation = torch.cat([p.mean for p in found]), torch.cat([p.std for p in found])
+    loop = Loop("decoder", cache / "checkpoints", model, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(drawn), (BATCH,), generator=generator)
         noise = torch.randn(mean[chosen].shape, generator=generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            made = loop.model.decode(mean[chosen] + deviation[chosen] * noise).sample  # type: ignore[operator]
-        return picture_loss(made.float(), to_signed(drawn[chosen]))
+        latent = (mean[chosen] + deviation[chosen] * noise).to(device())
+        with torch.autocast(latent.device.type, dtype=torch.bfloat16):
+            made = loop.model.decode(latent).sample  # type: ignore[operator]
+        return picture_loss(made.float(), to_signed(drawn[chosen]).to(device()))
 
     loop.run(loss_of, minutes)
     return loop

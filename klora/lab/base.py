@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from klora.lab import world
 from klora.lab.autoencoder import pictures, to_signed
-from klora.lab.loop import Loop, Plan
+from klora.lab.loop import Loop, Plan, device
 from klora.lab.model import LATENT_SCALE, build_denoiser, fold_statistics, in_parts, noise_levels
 
 BATCH = 32
@@ -63,7 +63,8 @@ def denoising_loss(
 ) -> Tensor:
     """Error of the predicted noise for clean latents [b, 4, 8, 8], weighted by signal-to-noise ratio."""
     when = timesteps(len(clean), generator)
-    noise = torch.randn(clean.shape, generator=generator)
+    when = when.to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     signal = levels[when][:, None, None, None]
     noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
     predicted = denoiser(noisy, when, context).sample
@@ -73,15 +74,19 @@ def denoising_loss(
     return loss
 
 
-def train(cache: Path, latents: Tensor, contexts: Tensor, plan: Plan, minutes: float) -> Loop:
+def train(
+    cache: Path, latents: Tensor, contexts: Tensor, plan: Plan, minutes: float, start: nn.Module | None = None
+) -> Loop:
     """Train or go on training the denoiser.
 
-    `latents` [subjects, styles, 4, 8, 8] are the pictures, `contexts` [n, 77, 48] the encoded `base_prompts`.
+    `latents` [subjects, styles, 4, 8, 8] are the pictures, `contexts` [n, 77, 48] the encoded `base_prompts`;
+    `start` is a denoiser to begin with, where no checkpoint is kept.
     """
     torch.manual_seed(plan.seed)
-    loop = Loop("base", cache / "checkpoints", build_denoiser(), plan)
+    loop = Loop("base", cache / "checkpoints", start or build_denoiser(), plan)
     subjects, styles = latents.shape[:2]
-    levels = noise_levels()
+    levels = noise_levels().to(device())
+    latents, contexts = latents.to(device()), contexts.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
         subject = torch.randint(subjects, (BATCH,), generator=generator)

@@ -106,6 +106,11 @@ def has(cache: Path, set_name: str, icon: str) -> bool:
     return icon in data["icons"] or icon in data.get("aliases", {})
 
 
+def names(cache: Path, set_name: str) -> list[str]:
+    """Every icon of a set, in alphabetical order."""
+    return sorted(_icons(cache, set_name)["icons"])
+
+
 def svg(cache: Path, set_name: str, icon: str) -> str:
     """The SVG document of an icon; an alias is followed to its parent."""
     data = _icons(cache, set_name)

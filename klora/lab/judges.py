@@ -1,9 +1,9 @@
 """Two independent judges: which subject a picture shows, and in which style.
 
-Small classifiers trained on the true drawings alone, never on anything that the diffusion model made. The
-style judge learns from base subjects only, so its accuracy on the lab's held-out subjects is on drawings
-it never saw. The subject judge must know the held-out subjects in all styles; of every base subject one
-drawing, in a style that rotates, is kept out of its training, and its accuracy is reported on those.
+Small classifiers trained on the true drawings alone, never on anything that the diffusion model made. The style
+judge never sees the lab's held-out subjects, so its accuracy is on drawings of unknown things. The subject judge must
+know the held-out subjects in all styles; of every base subject one drawing, in a style that rotates, is kept out of
+its training, so that its accuracy there is on drawings by a hand it has not seen draw this subject.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.lab import world
-from klora.lab.autoencoder import pictures, to_signed
-from klora.lab.loop import Loop, Plan
+from klora.lab.autoencoder import kept_average, pictures, to_signed
+from klora.lab.loop import Loop, Plan, device
 
 BATCH = 64
 SUBJECTS: tuple[str, ...] = world.BASE_SUBJECTS + world.HELD_OUT_SUBJECTS
 STYLE_NAMES: tuple[str, ...] = tuple(world.STYLES)
 SUBJECT_PLAN = Plan(steps=2400, rate=3e-3, averaging=0.998, seed=1)
-STYLE_PLAN = Plan(steps=2500, rate=3e-3, averaging=0.998, seed=2)
+STYLE_PLAN = Plan(steps=3000, rate=3e-3, averaging=0.998, seed=2)
 
 
 class Classifier(nn.Module):
@@ -91,6 +91,23 @@ def all_drawings(cache: Path) -> Drawings:
     return Drawings(torch.load(path, weights_only=True), subject, style)
 
 
+def style_lessons(cache: Path) -> Drawings:
+    """What the style judge learns from: base subjects, and all else that the sets draw but the held-out subjects."""
+    drawings = all_drawings(cache)
+    drawings = drawings.where(drawings.subject < len(world.BASE_SUBJECTS))
+    styles = (*world.BASE_STYLES, world.STYLES["firefox"])
+    others = world.other_subjects(cache)
+    path = cache / "other-drawings.pt"
+    if not path.exists():
+        torch.save(pictures(cache, others, styles), path)
+    labels = [STYLE_NAMES.index(s.name) for name in others for s in styles if world.exists(cache, name, s)]
+    return Drawings(
+        torch.cat([drawings.drawn, torch.load(path, weights_only=True)]),
+        torch.cat([drawings.subject, torch.full((len(labels),), -1)]),
+        torch.cat([drawings.style, torch.tensor(labels)]),
+    )
+
+
 def kept_out_of_subjects(drawings: Drawings) -> Tensor:
     """True for the one drawing of every base subject that the subject judge does not learn from, [n]."""
     base = drawings.subject < len(world.BASE_SUBJECTS)
@@ -137,11 +154,14 @@ def _recolour(seen: Tensor, generator: torch.Generator) -> Tensor:
 def _train(name: str, model: Classifier, drawings: Drawings, labels: Tensor, plan: Plan, cache: Path) -> Loop:
     """Train a judge with distorted drawings."""
     loop = Loop(name, cache / "checkpoints", model, plan)
+    # Every style as often as any other, though one set is much smaller.
+    weight = 1 / drawings.style.bincount(minlength=len(STYLE_NAMES))[drawings.style].float()
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(labels), (BATCH,), generator=generator)
+        chosen = torch.multinomial(weight, BATCH, replacement=True, generator=generator)
         seen = distort(to_signed(drawings.drawn[chosen]), generator, colours=name == "subject-judge")
-        return functional.cross_entropy(loop.model(seen), labels[chosen], label_smoothing=0.02)
+        scores = loop.model(seen.to(device()))
+        return functional.cross_entropy(scores, labels[chosen].to(device()), label_smoothing=0.02)
 
     loop.run(loss_of, math.inf)
     return loop
@@ -156,15 +176,26 @@ def train(cache: Path) -> dict[str, float]:
     subject = _train("subject-judge", subject_classifier(), learnt, learnt.subject, SUBJECT_PLAN, cache)
     held_out = drawings.subject >= len(world.BASE_SUBJECTS)
     torch.manual_seed(STYLE_PLAN.seed)
-    learnt = drawings.where(~held_out)
+    learnt = style_lessons(cache)
     style = _train("style-judge", style_classifier(), learnt, learnt.style, STYLE_PLAN, cache)
     judges = Judges(subject.averaged(), style.averaged())
     unseen, strangers = drawings.where(kept_out), drawings.where(held_out)
     return {
         "subject, kept-out drawings": accuracy(judges.subjects(unseen.drawn), unseen.subject),
+        "subject, fresh distortions of known drawings": _distorted_accuracy(
+            judges, drawings.where(~kept_out)
+        ),
         "subject, held-out subjects": accuracy(judges.subjects(strangers.drawn), strangers.subject),
         "style, held-out subjects": accuracy(judges.styles(strangers.drawn), strangers.style),
     }
+
+
+def _distorted_accuracy(judges: Judges, drawings: Drawings) -> float:
+    """Accuracy of the subject judge on drawings it learned from, distorted anew but not recoloured."""
+    generator = torch.Generator().manual_seed(9)
+    seen = distort(to_signed(drawings.drawn), generator, colours=False)
+    with torch.no_grad():
+        return accuracy(judges.subject(seen), drawings.subject)
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -221,6 +252,5 @@ class Judges:
         """The judges as training left them in the cache."""
         judges = cls(subject_classifier().eval(), style_classifier().eval())
         for name, network in (("subject-judge", judges.subject), ("style-judge", judges.style)):
-            state = torch.load(cache / "checkpoints" / f"{name}.pt", weights_only=True)
-            network.load_state_dict(state["average"])
+            network.load_state_dict(kept_average(cache, name))
         return judges

@@ -17,6 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+
+def device() -> torch.device:
+    """Where training happens: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 LossFunction = Callable[[torch.Generator], Tensor]
 """Draws a batch with the generator and returns its scalar loss."""
 
@@ -95,6 +101,7 @@ class Loop:
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model.to(device())
         self.generator = torch.Generator().manual_seed(self.plan.seed)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [
@@ -135,13 +142,13 @@ class Loop:
 
     def load(self) -> None:
         """Take up the state of the checkpoint."""
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, weights_only=True, map_location=device())
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())
 
     def run(self, loss_of: LossFunction, minutes: float = math.inf, save_minutes: float = 2.0) -> None:
         """Train until the plan or the time ends; the state is saved every few minutes and at the end."""
@@ -185,6 +192,6 @@ class Loop:
                 self.average[key].copy_(value)
 
     def averaged(self) -> nn.Module:
-        """The model with the averaged weights in it, for use after training."""
+        """The model with the averaged weights in it, on the processor, for use after training."""
         self.model.load_state_dict(self.average)
-        return self.model.eval()
+        return self.model.cpu().eval()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from klora.lab import tokens, world
 from klora.lab.autoencoder import pictures
 from klora.lab.base import denoising_loss, encode_pictures
-from klora.lab.loop import Loop, Plan
+from klora.lab.loop import Loop, Plan, device
 from klora.lab.model import Model, noise_levels
 
 ATTENTION: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -96,7 +96,8 @@ def train(model: Model, recipe: Recipe, cache: Path) -> dict[str, Tensor]:
     )
     plan = Plan(recipe.steps, recipe.rate, warmup=20, fall=0.5, averaging=0.98)
     loop = Loop(recipe.name, cache / "checkpoints" / "loras", denoiser, plan, muon=False)
-    levels = noise_levels()
+    levels = noise_levels().to(device())
+    latents, contexts = latents.to(device()), contexts.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(drawn), (recipe.batch,), generator=generator)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.lab import tokens, world
-from klora.lab.loop import Loop, Plan
+from klora.lab.loop import Loop, Plan, device
 from klora.lab.model import CONTEXT_WIDTH, build_text_encoder, in_parts
 from klora.lab.words import Words, base_prompts
 
@@ -46,10 +46,11 @@ def train(cache: Path, latents: Tensor, plan: Plan, minutes: float) -> Loop:
     subjects, styles = latents.shape[:2]
     loop = Loop("text", cache / "checkpoints", Reader(len(words.numbers), subjects, styles), plan)
     table = words.rows(tokens.encode(base_prompts()))[1 + subjects :]
-    flat = latents.reshape(subjects * styles, -1)
+    flat = latents.reshape(subjects * styles, -1).to(device())
+    table = table.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(table), (BATCH,), generator=generator)
+        chosen = torch.randint(len(table), (BATCH,), generator=generator).to(device())
         latent, subject, style = loop.model(table[chosen])
         naming = functional.cross_entropy(subject, chosen // styles)
         naming = naming + functional.cross_entropy(style, chosen % styles)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from klora.lab import autoencoder, base, checkpoint, gates, icons, judges, loras, text, world
@@ -15,10 +14,10 @@ from klora.lab.loop import Loop, Plan
 from klora.lab.model import Model, build_autoencoder, build_denoiser
 from klora.lab.words import Words, base_prompts
 
-AUTOENCODER_PLAN = Plan(steps=3000, rate=4e-3, warmup=50, fall=0.4, averaging=0.998)
-DECODER_PLAN = Plan(steps=1800, rate=2e-3, warmup=20, fall=0.8, averaging=0.995, seed=3)
+AUTOENCODER_PLAN = Plan(steps=6000, rate=4e-3, warmup=50, fall=0.4, averaging=0.998)
+DECODER_PLAN = Plan(steps=2000, rate=2e-3, warmup=20, fall=0.8, averaging=0.995, seed=3)
 TEXT_PLAN = Plan(steps=700, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
-BASE_PLAN = Plan(steps=4200, rate=3e-3, warmup=100, fall=0.4, averaging=0.998)
+BASE_PLAN = Plan(steps=10_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
 
 
 @dataclass(frozen=True)
@@ -28,21 +27,14 @@ class Job:
     cache: Path
     out: Path
     minutes: float = math.inf
+    base_steps: int = BASE_PLAN.steps
     lora_names: tuple[str, ...] = tuple(loras.RECIPES)
-
-
-def _averages(cache: Path, name: str) -> dict[str, torch.Tensor]:
-    """The averaged weights of a training's checkpoint."""
-    kept: dict[str, torch.Tensor] = torch.load(cache / "checkpoints" / f"{name}.pt", weights_only=True)[
-        "average"
-    ]
-    return kept
 
 
 def _folded(cache: Path, name: str) -> nn.Module:
     """An autoencoder of the cache with the latents' statistics folded into its weights."""
     network = build_autoencoder()
-    network.load_state_dict(_averages(cache, name))
+    network.load_state_dict(autoencoder.kept_average(cache, name))
     base.normalise_autoencoder(network.eval(), base.base_pictures(cache))
     return network
 
@@ -62,14 +54,14 @@ def reader_of(cache: Path) -> text.Reader:
     """The trained text encoder with its teaching layers."""
     words = Words.of(base_prompts())
     reader = text.Reader(len(words.numbers), len(world.BASE_SUBJECTS), len(world.BASE_STYLES))
-    reader.load_state_dict(_averages(cache, "text"))
+    reader.load_state_dict(autoencoder.kept_average(cache, "text"))
     return reader.eval()
 
 
 def trained_model(cache: Path) -> Model:
     """The trained networks from the cache's checkpoints, with the full vocabulary."""
     denoiser = build_denoiser()
-    denoiser.load_state_dict(_averages(cache, "base"))
+    denoiser.load_state_dict(autoencoder.kept_average(cache, "base"))
     full = text.full_vocabulary(reader_of(cache).text_encoder, Words.of(base_prompts()))
     return Model(decoder_of(cache), denoiser, full).eval()
 
@@ -93,8 +85,26 @@ def train_base(job: Job) -> None:
     """Stage ``base``: the denoiser; the checkpoint is written to the output folder."""
     latents = base.base_latents(job.cache, encoder_of(job.cache))
     contexts = text.contexts(reader_of(job.cache).text_encoder, base_prompts(), Words.of(base_prompts()))
-    base.train(job.cache, latents, contexts, BASE_PLAN, job.minutes)
+    base.train(job.cache, latents, contexts, replace(BASE_PLAN, steps=job.base_steps), job.minutes)
     checkpoint.export(trained_model(job.cache), job.out)
+
+
+def improve_base(job: Job) -> None:
+    """Stage ``improve``: go on training the denoiser of a finished checkpoint, whose latents and words stay.
+
+    For a machine whose cache has no checkpoint of the base training: only the optimiser's memory is lost.
+    """
+    path = job.out / f"{checkpoint.NAME}.safetensors"
+    model = checkpoint.load(path)
+    latents = base.encode_pictures(model.autoencoder, base.base_pictures(job.cache))
+    latents = latents.reshape(len(world.BASE_SUBJECTS), len(world.BASE_STYLES), 4, 8, 8)
+    contexts = text.contexts(model.text_encoder, base_prompts())
+    start = model.denoiser.train().requires_grad_(True)
+    loop = base.train(
+        job.cache, latents, contexts, replace(BASE_PLAN, steps=job.base_steps), job.minutes, start
+    )
+    model.denoiser = loop.averaged()
+    checkpoint.export(model, job.out)
 
 
 def train_judges(job: Job) -> None:
@@ -137,8 +147,12 @@ STAGES: dict[str, Callable[[Job], object]] = {
 }
 
 
+EXTRA_STAGES: dict[str, Callable[[Job], object]] = {"improve": improve_base}
+"""Stages that run only when asked for."""
+
+
 def run(job: Job, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     """Run stages in their order."""
     job.out.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        STAGES[stage](job)
+        {**STAGES, **EXTRA_STAGES}[stage](job)

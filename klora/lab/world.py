@@ -114,7 +114,7 @@ def blueprint(pixels: npt.NDArray[np.uint8]) -> Picture:
 
 def neon(pixels: npt.NDArray[np.uint8]) -> Picture:
     """Coloured outlines on near black: each line takes the most saturated colour beside it."""
-    from scipy.ndimage import grey_dilation  # type: ignore[import-untyped]
+    from scipy.ndimage import grey_dilation
 
     line = _edges(pixels)[..., None]
     colour = on_white(pixels).astype(np.float32)
@@ -157,6 +157,17 @@ def draw(cache: Path, subject: str, style: Style, size: int = SIZE) -> Picture:
     large = icons.icon_pixels(cache, style.set_name, subject, 4 * size)
     picture = style.transform(large).astype(np.float32)
     return _bytes(picture.reshape(size, 4, size, 4, 3).mean(axis=(1, 3)))
+
+
+def other_subjects(cache: Path) -> tuple[str, ...]:
+    """What all base styles draw and the lab's model never sees: more examples of the styles, for their judge."""
+    known = {*BASE_SUBJECTS, *HELD_OUT_SUBJECTS}
+    names = icons.names(cache, BASE_STYLES[0].set_name)
+    return tuple(
+        name
+        for name in names
+        if name not in known and all(exists(cache, name, style) for style in BASE_STYLES)
+    )
 
 
 def words(subject: str) -> str:
