@@ -13,6 +13,9 @@ _TEXT_WIDTHS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 #: Width of a transformer block; Flux and SD3 share the names of diffusers.
 _BLOCK_WIDTHS = {3072: "Flux", 1536: "SD3", 2432: "SD3"}
 
+_FLUX_DOUBLE_BLOCKS = 19
+_DOUBLE_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
+
 _METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
 _METADATA_MARKS = (
     ("sdxl", "SDXL"),
@@ -62,10 +65,18 @@ def _from_widths(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
             return _TEXT_WIDTHS[shape[1]]
     for name, shape in shapes.items():
         if name.endswith((".attn.to_q", ".attn.to_qkv", ".attn.to_out.0")) and shape[1] in _BLOCK_WIDTHS:
-            return _BLOCK_WIDTHS[shape[1]]
+            model = _BLOCK_WIDTHS[shape[1]]
+            # Qwen-Image has Flux's names and width, but many more blocks.
+            return None if model == "Flux" and _deepest(shapes) >= _FLUX_DOUBLE_BLOCKS else model
     # Only SDXL stacks transformer blocks; only it has a second text embedding.
     deep = any(_DEEP_TRANSFORMER.fullmatch(name) or name.startswith("add_embedding.") for name in shapes)
     return "SDXL" if deep else None
+
+
+def _deepest(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Highest number of a double block, counted from 0; -1 if there is none."""
+    found = (_DOUBLE_BLOCK.match(name) for name in shapes)
+    return max((int(match[1]) for match in found if match), default=-1)
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> str | None:

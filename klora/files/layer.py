@@ -217,9 +217,7 @@ def build_layer(
         kind = kind_of(shapes)
         geometry = _unflattened(kind.geometry(shapes), name)
         _check_amount(geometry.shape)
-        magnitude = next((one for one in MAGNITUDES if one in shapes), None)
-        if magnitude is not None:
-            _check_dora(kind, shapes[magnitude], geometry.shape, magnitude)
+        magnitude = _magnitude(kind, shapes, geometry.shape)
         parts_of(name, geometry.shape[0])
     except ValueError as defect:
         raise defect_error(container.path.name, str(defect), _REMEDY, layer=name) from defect
@@ -252,10 +250,17 @@ def _check_amount(shape: Shape) -> None:
         raise Defect(f"its dW would be {list(shape)}, larger than any layer of any model")
 
 
-def _check_dora(kind: Kind, magnitude: Shape, shape: Shape, parameter: str) -> None:
+def _magnitude(kind: Kind, shapes: Mapping[str, Shape], shape: Shape) -> str | None:
+    """The parameter that makes a layer a DoRA, or ``None``; raises `Defect` if it fits neither side."""
+    found = [one for one in MAGNITUDES if one in shapes]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise Defect("it has two DoRA magnitudes")
     if kind.name not in ("lora", "loha", "lokr"):
         raise Defect(f"a DoRA magnitude beside {kind.name}, which is not understood")
-    dora_per_output(magnitude, shape, parameter)
+    dora_per_output(shapes[found[0]], shape, found[0])
+    return found[0]
 
 
 def _unflattened(geometry: Geometry, name: str) -> Geometry:

@@ -98,6 +98,15 @@ def test_shapes(case: str, tmp_path: Path) -> None:
         ({"diff": (8, 0)}, "no elements"),
         ({"diff": (8, 8), "dora_scale": (8, 1)}, "a DoRA magnitude beside full"),
         (
+            {
+                "lora_up.weight": (8, 2),
+                "lora_down.weight": (2, 8),
+                "dora_scale": (8, 1),
+                "lora_magnitude_vector": (3,),
+            },
+            "two DoRA magnitudes",
+        ),
+        (
             {"lora_up.weight": (8, 2), "lora_down.weight": (2, 8), "lora_mid.weight": (2, 3, 3, 3)},
             "ranks are 2 and 2",
         ),

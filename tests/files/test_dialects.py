@@ -250,6 +250,18 @@ def test_base_model_from_metadata_where_tensors_do_not_tell(
     assert read_lora(tmp_path / "x.safetensors").base_model == model
 
 
+@pytest.mark.parametrize(
+    ("block", "width", "model"), [(18, 3072, "Flux"), (19, 3072, "unknown"), (30, 2432, "SD3")]
+)
+def test_base_model_from_the_width_of_double_blocks(
+    block: int, width: int, model: str, tmp_path: Path
+) -> None:
+    stem = f"transformer.transformer_blocks.{block}.attn.to_q"
+    tensors = {f"{stem}.lora_A.weight": torch.ones(1, width), f"{stem}.lora_B.weight": torch.ones(width, 1)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert read_lora(tmp_path / "x.safetensors").base_model == model
+
+
 def test_tensors_outweigh_metadata(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", pairs(SD1), UNET_DIALECTS["kohya"])
     from safetensors.torch import load_file
