@@ -1,9 +1,10 @@
 """Two independent judges: which subject a picture shows, and in which style.
 
-Small classifiers trained on the true drawings alone, never on anything that the diffusion model made. The style
-judge never sees the lab's held-out subjects, so its accuracy is on drawings of unknown things. The subject judge must
-know the held-out subjects in all styles; of every base subject one drawing, in a style that rotates, is kept out of
-its training, so that its accuracy there is on drawings by a hand it has not seen draw this subject.
+Small classifiers trained on the true drawings alone, never on anything that the diffusion model made. The
+style judge never sees the lab's held-out subjects, so its accuracy is on drawings of unknown things. The
+subject judge must know the held-out subjects in all styles; of every base subject one drawing, in a style
+that rotates, is kept out of its training, so that its accuracy there is on drawings by a hand it has not
+seen draw this subject.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def all_drawings(cache: Path) -> Drawings:
 
 
 def style_lessons(cache: Path) -> Drawings:
-    """What the style judge learns from: base subjects, and all else that the sets draw but the held-out subjects."""
+    """What the style judge learns from: all that the sets draw but the held-out subjects."""
     drawings = all_drawings(cache)
     drawings = drawings.where(drawings.subject < len(world.BASE_SUBJECTS))
     styles = (*world.BASE_STYLES, world.STYLES["firefox"])
