@@ -39,7 +39,7 @@ class Recipe:
     rank: int
     alpha: int
     targets: tuple[str, ...] = ATTENTION
-    steps: int = 300
+    steps: int = 200
     batch: int = 8
     rate: float = 3e-3
 
@@ -59,10 +59,10 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(_content(position, subject) for position, subject in enumerate(world.HELD_OUT_SUBJECTS)),
-        Recipe("style-ink", "style", None, "ink", 8, 8, steps=700, batch=16),
-        Recipe("style-blueprint", "style", None, "blueprint", 16, 8, steps=700, batch=16),
-        Recipe("style-firefox", "style", None, "firefox", 8, 4, steps=700, batch=16),
-        Recipe("style-ink-whole", "style", None, "ink", 4, 4, WHOLE, steps=700, batch=16),
+        Recipe("style-ink", "style", None, "ink", 8, 8, steps=400, batch=16),
+        Recipe("style-blueprint", "style", None, "blueprint", 16, 8, steps=400, batch=16),
+        Recipe("style-firefox", "style", None, "firefox", 8, 4, steps=400, batch=16),
+        Recipe("style-ink-whole", "style", None, "ink", 4, 4, WHOLE, steps=400, batch=16),
     )
 }
 

@@ -160,14 +160,10 @@ def draw(cache: Path, subject: str, style: Style, size: int = SIZE) -> Picture:
 
 
 def other_subjects(cache: Path) -> tuple[str, ...]:
-    """What all base styles draw and the lab's model never sees: more examples of the styles, for their judge."""
+    """What all base styles draw and the lab's model never sees: more examples for the style judge."""
     known = {*BASE_SUBJECTS, *HELD_OUT_SUBJECTS}
-    names = icons.names(cache, BASE_STYLES[0].set_name)
-    return tuple(
-        name
-        for name in names
-        if name not in known and all(exists(cache, name, style) for style in BASE_STYLES)
-    )
+    unknown = [name for name in icons.names(cache, BASE_STYLES[0].set_name) if name not in known]
+    return tuple(name for name in unknown if all(exists(cache, name, style) for style in BASE_STYLES))
 
 
 def words(subject: str) -> str:
