@@ -8,6 +8,7 @@ because API clients may send positional arguments.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -26,13 +27,16 @@ PAPER_BETA = {"S": 0.5, "S*": 1.3}
 
 _LARGEST = 1e9
 
+#: The infotext says what auto was: ``auto (0.5)``.
+_AUTOMATIC_BETA = re.compile(rf"{AUTOMATIC}(?: \([0-9.]+\))?")
+
 
 def _declare(default: SettingValue, **declaration: Any) -> Any:
     return field(default=default, metadata=declaration)
 
 
 def _normal_beta(text: str) -> str:
-    if text.lower().startswith(AUTOMATIC):  # the infotext writes "auto (0.5)"
+    if _AUTOMATIC_BETA.fullmatch(text.lower()):
         return AUTOMATIC
     remedy = f"write auto or a number from 0 to {_LARGEST:g}"
     try:

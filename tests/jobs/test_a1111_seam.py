@@ -213,6 +213,17 @@ def test_entering_twice(scene: Scene) -> None:
         assert (scene.networks.network_apply_weights, scene.networks.network_forward) == functions
 
 
+def test_entering_the_same_seam_twice(scene: Scene) -> None:
+    seam, layers = scene.seam(), list(CANONICAL.values())
+    with seam.withheld(layers):
+        seam.apply(dict.fromkeys(layers, C))
+        with seam.withheld(layers):
+            seam.apply(dict.fromkeys(layers, S))
+            scene.check(scene.model.run(), ATTENTION[0], scene.ink, scene.oak)
+        scene.check(scene.model.run(), ATTENTION[0], scene.fox, scene.oak)
+    scene.check(scene.model.run(), ATTENTION[0], scene.fox, scene.ink, scene.oak)
+
+
 def test_another_extension_that_wraps_on_top_keeps_working(scene: Scene) -> None:
     name = "network_forward" if scene.model.functional else "network_apply_weights"
     calls: list[str] = []

@@ -92,12 +92,14 @@ class A1111Seam:
         del layers  # a layer is withheld from the moment it has a winner, which is before its first forward
         before = {name: getattr(self._networks, name) for name in READERS}
         ours = {name: self._looking_past_the_loser(function) for name, function in before.items()}
+        hidden_before = dict(self._hidden)  # of an outer bracket around the same seam
         for name, function in ours.items():
             setattr(self._networks, name, function)
         try:
             yield
         finally:
             self._hidden.clear()
+            self._hidden.update(hidden_before)
             for name, function in ours.items():
                 if getattr(self._networks, name) is function:  # else another extension wrapped it: inert now
                     setattr(self._networks, name, before[name])
