@@ -51,7 +51,7 @@ def models(a1111_root: Path, a1111_python: str, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("models")
     command = [a1111_python, str(HERE / "make_models.py"), str(a1111_root), str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, cwd=a1111_root, env=environment)
+    subprocess.run(command, check=True, cwd=a1111_root, env=environment, capture_output=True)
     (folder / "loras").mkdir()
     for name in ("sd1-a", "sdxl"):
         make_loras(folder / f"{name}.safetensors", folder / "loras")

@@ -269,6 +269,27 @@ def test_a_dialect_that_the_host_cannot_read_works_and_leaves_no_trace(
     assert again == unread
 
 
+def _with_inner_pass(webui: WebUI, prompt: str, klora: dict[str, Any] | None, stems: str) -> str:
+    webui.txt2img("a cat ", steps=1)  # the host's random state, as in `_img2img`
+    scripts: dict[str, Any] = {"Inner pass": {"args": [True, stems]}}
+    if klora is not None:
+        scripts["K-LoRA"] = {"args": [klora]}
+    return webui.txt2img(prompt, alwayson_scripts=scripts).pixels[0]
+
+
+def test_the_inner_pass_of_another_extension_is_fused_if_it_lets_us(webui: WebUI) -> None:
+    alone = _with_inner_pass(webui, f"a cat {CONTENT}", None, "")
+    assert alone != webui.txt2img(f"a cat {CONTENT}").pixels[0]
+    assert _with_inner_pass(webui, PAIR, CONTENT_WINS, "klora_script") == alone
+    # Left out, the outer picture is fused all the same and the inner one gets both LoRAs, as ever.
+    before = webui.txt2img(PAIR).pixels
+    assert _with_inner_pass(webui, PAIR, CONTENT_WINS, "") not in (
+        alone,
+        _with_inner_pass(webui, PAIR, None, ""),
+    )
+    assert webui.txt2img(PAIR).pixels == before
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "one LoRA": (f"a cat {CONTENT}", {}, r"needs two LoRAs, found 1 \(content-sd1-a\)"),
     "no LoRA": ("a cat", {}, "needs two LoRAs, found none"),
