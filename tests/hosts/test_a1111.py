@@ -62,6 +62,17 @@ def test_the_winner_everywhere_is_the_only_lora(webui: WebUI, kind: str) -> None
     )
 
 
+def test_the_hires_pass_may_have_its_own_prompt(webui: WebUI) -> None:
+    request = PASSES["hires"]
+    weaker = STYLE.replace("0.8", "0.4")
+    for settings, first, second in ((CONTENT_WINS, CONTENT, CONTENT), (STYLE_WINS, STYLE, weaker)):
+        fused = webui.txt2img(PAIR, settings, hr_prompt=f"a dog {CONTENT}{weaker}", **request)
+        alone = webui.txt2img(f"a cat {first}", hr_prompt=f"a dog {second}", **request)
+        assert fused.pixels == alone.pixels
+    with pytest.raises(RefusedError, match=r"found 1 .content-sd1-a.* in the hires prompt"):
+        webui.txt2img(PAIR, {}, hr_prompt=f"a dog {CONTENT}", **request)
+
+
 def test_the_default_rule_makes_a_picture_of_its_own_and_repeats_it(webui: WebUI) -> None:
     fused = webui.txt2img(PAIR, {})
     others = [
