@@ -86,12 +86,16 @@ class Fusion:
         self._applied: Choice | None = None
         self._record: dict[int, Choice] = {}
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose winner is decided here, contested or fixed."""
+        return (*self.rule.scores.layers, *self._fixed)
+
     @contextmanager
     def sampling(self) -> Iterator[Fusion]:
         """Hold the pair back from the host inside; everything is given back on the way out."""
-        layers = [*self.rule.scores.layers, *self._fixed]
         self._applied = None
-        with self._seam.withheld(layers):
+        with self._seam.withheld(self.layers):
             if self._fixed:
                 self._seam.apply(self._fixed)
             yield self

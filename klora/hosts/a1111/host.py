@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from klora.errors import PairError
 from klora.hosts.a1111.reading import fill_in
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
-from klora.hosts.webui.checks import checked_base_model
+from klora.hosts.webui.checks import check_base_model, checked_base_model, loaded_family
 from klora.schedule import noise_progress
-
-_FAMILIES = {"is_sdxl": "SDXL", "is_sd3": "SD3", "is_sd2": "SD2", "is_sd1": "SD1"}
+from klora.weights import Seam
 
 
 class A1111Host:
@@ -47,21 +46,20 @@ class A1111Host:
         for network in _networks().loaded_networks:
             on_disk = network.network_on_disk
             if on_disk.name == name:
-                here, made_for = loaded_family(model), checked_base_model(on_disk.filename, name)
-                if made_for not in ("unknown", here):
-                    raise PairError(
-                        f"LoRA {name} is made for {made_for}, but the loaded checkpoint is {here}; "
-                        f"load a checkpoint of {made_for} or pick a LoRA for {here}."
-                    )
+                check_base_model(model, on_disk.filename, name)
                 if not _touches_denoiser(network):
                     raise PairError(
-                        f"LoRA {name} changes no layer of the loaded checkpoint ({here}); pick another LoRA."
+                        f"LoRA {name} changes no layer of the loaded checkpoint ({loaded_family(model)}); "
+                        "pick another LoRA."
                     )
                 return network
         raise PairError(
             f"LoRA {name} was not found or could not be loaded; check its name and the console, "
             "then press refresh in the Lora tab."
         )
+
+    def before_loading(self, p: Any, seam: Seam, layers: Sequence[str]) -> None:
+        """Nothing: a layer is merged when it is called, so there is nothing to withhold any earlier."""
 
     def noise_progress(self, sampler: Any, level: float) -> float:
         """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""
@@ -80,11 +78,3 @@ def _networks() -> Any:
 
 def _touches_denoiser(network: Any) -> bool:
     return any(layer.startswith(DENOISER) for layer in network.modules)
-
-
-def loaded_family(model: Any) -> str:
-    """The family of the loaded checkpoint, as LoRA files are called: ``SDXL``."""
-    for attribute, family in _FAMILIES.items():
-        if getattr(model, attribute, False):
-            return family
-    return "another base model"

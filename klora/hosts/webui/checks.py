@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePath
+from typing import Any
 
+from klora.errors import PairError
 from klora.files import UnknownDialectError, read_lora
+
+#: What the models of the WebUIs call themselves -> what LoRA files are made for.
+_FAMILIES = {"is_sdxl": "SDXL", "is_sd3": "SD3", "is_sd2": "SD2", "is_sd1": "SD1"}
 
 #: Path -> (state of the file, its base model), for files that were read through and found sound.
 _checked: dict[str, tuple[tuple[int, int, int], str]] = {}
@@ -33,3 +38,21 @@ def checked_base_model(path: str, name: str) -> str:
         file.verify()
         _checked[path] = (state, file.base_model)
     return _checked[path][1]
+
+
+def loaded_family(model: Any) -> str:
+    """The family of the loaded checkpoint, as LoRA files are called: ``SDXL``."""
+    for attribute, family in _FAMILIES.items():
+        if getattr(model, attribute, False):
+            return family
+    return "another base model"
+
+
+def check_base_model(model: Any, path: str, name: str) -> None:
+    """Raise `PairError` if the LoRA file at ``path`` is made for another family than the loaded model's."""
+    here, made_for = loaded_family(model), checked_base_model(path, name)
+    if made_for not in ("unknown", here):
+        raise PairError(
+            f"LoRA {name} is made for {made_for}, but the loaded checkpoint is {here}; "
+            f"load a checkpoint of {made_for} or pick a LoRA for {here}."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from klora.errors import HostError
@@ -28,6 +28,13 @@ class WebUIHost(Protocol):
         """
         ...
 
+    def before_loading(self, p: Any, seam: Any, layers: Sequence[str]) -> None:
+        """The pass is planned with ``seam`` (this host's own), and its weights are not yet loaded.
+
+        Where LoRAs are merged at that moment, an adapter sees to it that the pair is not, in ``layers``.
+        """
+        ...
+
     def noise_progress(self, sampler: Any, level: float) -> float:
         """Progress (0 to 1) by the model's own timestep at the level that ``sampler`` passes on."""
         ...
@@ -36,11 +43,14 @@ class WebUIHost(Protocol):
 def this_host() -> WebUIHost:
     """The adapter for the WebUI that runs this process; raises `HostError` naming what was probed."""
     from klora.hosts.a1111 import A1111Host
+    from klora.hosts.forge import ForgeHost
 
-    for host in (A1111Host,):
-        if host.is_here():
-            return host()
+    if A1111Host.is_here():
+        return A1111Host()
+    if ForgeHost.is_here():
+        return ForgeHost()
     raise HostError(
-        "K-LoRA does not know this WebUI: its Lora extension has no per-layer merge "
-        "(network_apply_weights with originals and loaded_networks). Update K-LoRA or untick it."
+        "K-LoRA does not know this WebUI: its Lora extension has no per-layer merge (network_apply_weights "
+        "with originals and loaded_networks), and the loaded model has no denoiser with patches and a loader "
+        "(forge_objects with lora_patches and lora_loader). Update K-LoRA or untick it."
     )

@@ -119,7 +119,9 @@ class Job:
                 "K-LoRA needs two LoRAs, and this pass has none: they were removed from the prompt."
             )
         host = this_host()
-        fusion = prepare(host.seam(p, roles.content, roles.style), self._settings, _with_progress)
+        seam = host.seam(p, roles.content, roles.style)
+        fusion = prepare(seam, self._settings, _with_progress)
+        host.before_loading(p, seam, fusion.layers)
         bracket(p.sampler, fusion, _noise_progress(host, p.sampler), self._finish_pass)
 
     def _finish_pass(self, fusion: Fusion) -> None:
