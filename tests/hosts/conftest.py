@@ -1,8 +1,9 @@
 """Tests on real WebUIs. They run when a variable names an installation, and skip otherwise.
 
 ``KLORA_A1111``: the folder of an AUTOMATIC1111. ``KLORA_A1111_PYTHON``: its Python, by default that of
-the ``venv`` in the folder. Nothing is written into the installation: checkpoints, LoRAs, settings and a
-link to this extension live in a folder of the test.
+the ``venv`` in the folder. ``KLORA_FORGE`` and ``KLORA_FORGE_PYTHON``: the same of a Forge. Nothing is
+written into the installation: checkpoints, LoRAs, settings and a link to this extension live in a folder of
+the test.
 """
 
 from __future__ import annotations
@@ -56,6 +57,45 @@ def models(a1111_root: Path, a1111_python: str, tmp_path_factory: pytest.TempPat
     for name in ("sd1-a", "sdxl"):
         make_loras(folder / f"{name}.safetensors", folder / "loras")
     return folder
+
+
+FORGE_FLAGS = [
+    *("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
+    *("--always-cpu", "--no-download-sd-model", "--no-hashing"),
+]
+
+
+@pytest.fixture(scope="session")
+def forge_root() -> Path:
+    """The Forge under test."""
+    folder = os.environ.get("KLORA_FORGE")
+    if not folder:
+        pytest.skip("set KLORA_FORGE to the folder of an installed Forge to run the tests on it")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forge(forge_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    """Forge, running, with small checkpoints and LoRAs of its own."""
+    python = os.environ.get("KLORA_FORGE_PYTHON") or str(forge_root / "venv" / "bin" / "python")
+    folder = tmp_path_factory.mktemp("forge")
+    models, data = folder / "models", folder / "data"
+    command = [python, str(HERE / "make_forge_models.py"), str(forge_root), str(models)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=forge_root, env=environment, capture_output=True)
+    (models / "loras").mkdir()
+    make_loras(models / "sd1-a.safetensors", models / "loras")
+    (data / "extensions").mkdir(parents=True)
+    (data / "extensions" / "sd-webui-klora").symlink_to(PROJECT)
+    (data / "extensions" / "klora-probe").symlink_to(HERE / "probe")
+    folders = ["--data-dir", data, "--ckpt-dir", models, "--lora-dir", models / "loras"]
+    flags = [*FORGE_FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
+    port = free_port()
+    process = start(python, forge_root, flags, data / "webui.log", port)
+    # Forge's API crashes on a hires pass that does not say which modules it uses.
+    yield WebUI(f"http://127.0.0.1:{port}", {"hr_additional_modules": ["Use same choices"]})
+    process.terminate()
+    process.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,11 @@ class RefusedError(Exception):
 
 
 class WebUI:
-    """A running WebUI. Every job is small and seeded."""
+    """A running WebUI. Every job is small and seeded; ``extra`` is what this host wants in each."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, extra: Mapping[str, Any] | None = None) -> None:
         self.address = address
+        self._extra = dict(extra or {})
 
     def call(self, path: str, body: object | None = None) -> Any:
         """GET, or POST if there is a body; raises `RefusedError` with the API's own text."""
@@ -83,6 +85,7 @@ class WebUI:
             "cfg_scale": 7,
             "sampler_name": "Euler a",
             "scheduler": "Automatic",
+            **self._extra,
             **request,
         }
         if klora is not None:

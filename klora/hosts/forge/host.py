@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from klora.errors import PairError
+from klora.errors import HostError, PairError
 from klora.hosts.forge.patches import touched, whole
 from klora.hosts.forge.seam import ForgeSeam
 from klora.hosts.webui import library
@@ -35,6 +35,11 @@ class ForgeHost:
         """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
         model = p.sd_model
         unet = model.forge_objects.unet
+        if unet.has_online_lora():
+            raise HostError(
+                "K-LoRA fuses LoRAs that are merged, and this checkpoint applies them on the fly; choose a "
+                "'Diffusion in Low Bits' without '(fp16 LoRA)', or untick K-LoRA."
+            )
         paths = self._loaded(model, unet, content), self._loaded(model, unet, style)
         merge = importlib.import_module("backend.patcher.lora").merge_lora_to_weight
         checkpoint = getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)

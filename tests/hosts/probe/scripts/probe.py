@@ -38,6 +38,10 @@ def on_denoiser(_params):
 
 
 def watch(model):
+    if hasattr(model, "forge_objects"):
+        model = model.forge_objects.unet
+    if not hasattr(model, "model"):  # Forge loads its first checkpoint with the first job
+        return
     unet = model.model.diffusion_model
     if not getattr(unet, "probe_is_on", False):
         unet.probe_is_on = True
@@ -59,7 +63,8 @@ def count_merges():
 
 def add_routes(_demo, app):
     watch(shared.sd_model)
-    count_merges()
+    if hasattr(networks, "network_restore_weights_from_backup"):
+        count_merges()
 
     @app.post("/probe/arm")
     def arm(request: dict):
