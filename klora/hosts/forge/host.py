@@ -40,6 +40,11 @@ class ForgeHost:
                 "K-LoRA fuses LoRAs that are merged, and this checkpoint applies them on the fly; choose a "
                 "'Diffusion in Low Bits' without '(fp16 LoRA)', or untick K-LoRA."
             )
+        if getattr(p, "refiner_checkpoint_info", None) is not None:
+            raise HostError(
+                "K-LoRA cannot follow a refiner on Forge yet: it would get both LoRAs added in the middle of "
+                "the picture; switch the refiner off, or untick K-LoRA."
+            )
         paths = self._loaded(model, unet, content), self._loaded(model, unet, style)
         merge = importlib.import_module("backend.patcher.lora").merge_lora_to_weight
         checkpoint = getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
