@@ -310,8 +310,9 @@ def test_the_plan_is_shown_where_wanted(webui: Webui) -> None:
     assert processed.images[0].size[0] > 300
 
 
-def test_a_host_that_is_not_known_is_said_so(webui: Webui) -> None:
-    del webui.networks.originals
+@pytest.mark.parametrize("originals", [None, SimpleNamespace()], ids=["none", "a stub, as on reForge"])
+def test_a_host_that_is_not_known_is_said_so(webui: Webui, originals: object) -> None:
+    webui.networks.originals = originals
     with pytest.raises(KloraError, match="does not know this WebUI"):
         webui.generate(BOTH, {})
 

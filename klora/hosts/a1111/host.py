@@ -22,9 +22,13 @@ class A1111Host:
 
     @staticmethod
     def is_here() -> bool:
-        """Whether the Lora extension of this process merges in patched forwards, as only A1111's does."""
+        """Whether the Lora extension of this process merges in patched forwards, as only A1111's does.
+
+        The forward that it patched is asked for, because reForge keeps the functions as stubs.
+        """
         networks = sys.modules.get("networks")
-        return all(hasattr(networks, name) for name in (*READERS, "originals", "loaded_networks"))
+        is_patching = hasattr(getattr(networks, "originals", None), "Linear_forward")
+        return is_patching and all(hasattr(networks, name) for name in (*READERS, "loaded_networks"))
 
     def after_activation(self, p: Any, names: Collection[str]) -> None:
         """The host has loaded its LoRAs: read those of ``names`` that it found nothing in."""
