@@ -6,12 +6,16 @@ import importlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from klora.errors import HostError, PairError
+from klora.errors import KloraError, PairError
 from klora.hosts.forge.patches import touched, whole
-from klora.hosts.forge.seam import ForgeSeam
+from klora.hosts.forge.seam import ForgeFunctions, ForgeSeam
+from klora.hosts.forge_family.reading import read_again
 from klora.hosts.webui import library
 from klora.hosts.webui.checks import check_base_model, loaded_family
 from klora.schedule import noise_progress
+
+#: Where the seam of a job's latest pass hangs on ``p``, because the host tells of a refiner by ``p`` alone.
+_SEAM = "klora_forge_seam"
 
 
 class ForgeHost:
@@ -29,26 +33,37 @@ class ForgeHost:
         return hasattr(unet, "lora_patches") and hasattr(getattr(unet, "model", None), "lora_loader")
 
     def after_activation(self, p: Any, names: Collection[str]) -> None:
-        """Nothing: Forge reads every dialect of the pair by itself, or says on the console that it cannot."""
+        """The host has loaded its LoRAs: let it read what it missed; in the middle of a pass, follow it."""
+        seam = getattr(p, _SEAM, None)
+        if seam is None or not seam.is_sampling:
+            self._read(p, names)
+            return
+        try:
+            self._read(p, names)
+            objects = p.sd_model.forge_objects
+            objects.unet = seam.follow(objects.unet, _checkpoint(p.sd_model))
+        except KloraError as error:
+            seam.fail(p.sd_model.forge_objects.unet, error)
+
+    def _read(self, p: Any, names: Collection[str]) -> None:
+        def is_understood(path: str) -> bool:
+            loaded = p.sd_model.forge_objects_after_applying_lora
+            return loaded is not None and bool(touched(loaded.unet.lora_patches, path))
+
+        pair = [found for found in map(library.find, names) if found is not None]
+        read_again(p, pair, is_understood)
 
     def seam(self, p: Any, content: str, style: str) -> ForgeSeam:
         """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
         model = p.sd_model
         unet = model.forge_objects.unet
-        if unet.has_online_lora():
-            raise HostError(
-                "K-LoRA fuses LoRAs that are merged, and this checkpoint applies them on the fly; choose a "
-                "'Diffusion in Low Bits' without '(fp16 LoRA)', or untick K-LoRA."
-            )
-        if getattr(p, "refiner_checkpoint_info", None) is not None:
-            raise HostError(
-                "K-LoRA cannot follow a refiner on Forge yet: it would get both LoRAs added in the middle of "
-                "the picture; switch the refiner off, or untick K-LoRA."
-            )
         paths = self._loaded(model, unet, content), self._loaded(model, unet, style)
-        merge = importlib.import_module("backend.patcher.lora").merge_lora_to_weight
-        checkpoint = getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
-        return ForgeSeam(unet, (content, style), paths, merge, checkpoint)
+        lora = importlib.import_module("backend.patcher.lora")
+        dequantised = importlib.import_module("backend.operations_gguf").dequantize_tensor
+        functions = ForgeFunctions(lora.merge_lora_to_weight, dequantised, lora.extra_weight_calculators)
+        seam = ForgeSeam(unet, (content, style), paths, functions, _checkpoint(model))
+        setattr(p, _SEAM, seam)
+        return seam
 
     def _loaded(self, model: Any, unet: Any, name: str) -> str:
         known = library.find(name)
@@ -71,6 +86,12 @@ class ForgeHost:
         predictor = getattr(sampler.model_wrap_cfg.inner_model, "predictor", None)
         if predictor is None:
             return noise_progress(level)
+        if float(predictor.sigma_max) <= 1:
+            return 1 - level  # a flow model: its sigma is the share of noise, and time itself
         import torch
 
         return noise_progress(float(predictor.timestep(torch.tensor([level], dtype=torch.float32))[0]))
+
+
+def _checkpoint(model: Any) -> str | None:
+    return getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)

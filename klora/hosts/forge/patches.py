@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Hashable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 Identifier = tuple[Any, ...]
@@ -24,21 +25,23 @@ class _Withheld(str):
     entry: tuple[Identifier, Entry]
 
 
-def without(patches: Patches, paths: Collection[str], parameters: Collection[str]) -> dict[Identifier, Entry]:
-    """The whole table less what the files at ``paths`` do to ``parameters``.
+def without(
+    patches: Patches, identifiers: Collection[Identifier], parameters: Collection[str]
+) -> dict[Identifier, Entry]:
+    """The whole table less what the entries of ``identifiers`` do to ``parameters``.
 
-    The entries have other identifiers than before, because the host merges afresh only if those change.
+    These entries have other identifiers than before, because the host merges afresh only if those change.
     """
     names = hashlib.sha256(" ".join(sorted(parameters)).encode()).hexdigest()[:16]
     stripped: dict[Identifier, Entry] = {}
     for identifier, entry in patches.items():
-        if not is_of(identifier, paths):
+        if identifier not in identifiers:
             stripped[identifier] = entry
             continue
-        path = next(one for one in identifier if one in paths)
+        path = next(one for one in identifier if isinstance(one, str))
         withheld = _Withheld(f"{path} without {names}")
         withheld.entry = (identifier, entry)
-        stripped[tuple(withheld if one == path else one for one in identifier)] = {
+        stripped[tuple(withheld if one is path else one for one in identifier)] = {
             name: found for name, found in entry.items() if name not in parameters
         }
     return stripped
@@ -58,6 +61,13 @@ def _whole_entry(identifier: Identifier, entry: Entry) -> tuple[Identifier, Entr
 def is_of(identifier: Identifier, paths: Collection[str]) -> bool:
     """Whether the entry comes from one of the files."""
     return any(one in paths for one in identifier)
+
+
+def online(unet: Any, patches: Patches) -> set[Identifier]:
+    """The entries that the host applies in each forward and does not merge. It is asked about one at a time,
+    because only it knows where in an identifier that stands."""
+    ask = type(unet).has_online_lora
+    return {one for one, entry in patches.items() if ask(SimpleNamespace(lora_patches={one: entry}))}
 
 
 def of_file(patches: Patches, path: str) -> dict[Identifier, Entry]:

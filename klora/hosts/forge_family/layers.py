@@ -6,11 +6,12 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from klora.errors import HostError, LoraFileError
 from klora.files import LoraLayer, forward_position, host_layer_to_canonical, is_attention, read_lora
 from klora.files import split_layers as split
+from klora.files.canonical import Part, parts_of
 from klora.weights import LayerView
 
 _DENOISER = "diffusion_model."
@@ -19,21 +20,31 @@ _WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class ContestedLayer:
-    """A linear or convolution that both LoRAs change, and the parameters of it that either changes."""
+    """A linear or convolution that both LoRAs change, and the parameters of it that either changes.
+
+    ``rows`` are set for a projection inside a fused one, as q in Flux's ``qkv``: the row ranges of the
+    parameters that are this layer.
+    """
 
     view: LayerView
     weight: str
     parameters: tuple[str, ...]
     needs_base: tuple[bool, bool]
+    rows: tuple[tuple[int, int], ...] | None = None
 
 
 def contested_layers(
-    model: nn.Module, files: tuple[str, str], touched: tuple[Collection[str], Collection[str]]
+    model: nn.Module,
+    files: tuple[str, str],
+    touched: tuple[Collection[str], Collection[str]],
+    *,
+    gguf: bool = False,
 ) -> dict[str, ContestedLayer]:
     """The contested layers of ``model`` by canonical name, in the order of a forward pass.
 
-    ``touched`` are the parameters that the host found in each of the two ``files``. Raises `HostError` if
-    a layer's weight is in a storage that cannot be exchanged.
+    ``touched`` are the parameters that the host found in each of the two ``files``. A fused projection is
+    taken apart, as `klora.files.pair_layers` does. Raises `HostError` if a layer's weight is in a storage
+    that cannot be exchanged; ``gguf`` says that the adapter leaves GGUF's weights in place.
     """
     parameters = dict(model.named_parameters())
     known = (_known_layers(files[0]), _known_layers(files[1]))
@@ -42,20 +53,30 @@ def contested_layers(
     for weight in set(touched[0]) & set(touched[1]):
         if not _is_of_a_layer(weight, parameters):
             continue
-        name = host_layer_to_canonical(weight, "unknown") or weight.removesuffix(_WEIGHT)
-        if any(layers is not None and name not in layers for layers in known):
-            continue  # a type without a dW to weigh, as IA3 and norms: it stays with the host
-        _refuse_quantised(weight, parameters[weight])
-        beside = weight.removesuffix(_WEIGHT) + ".bias"
-        ranks = [None if layers is None else layers[name].rank for layers in known]
-        found[name] = ContestedLayer(
-            view=LayerView(name, is_attention(name), *ranks),
-            weight=weight,
-            parameters=(weight, beside) if beside in either else (weight,),
-            # A file that only the host understands may hold a type that depends on the base weight.
-            needs_base=(_needs_base(known[0], name), _needs_base(known[1], name)),
-        )
+        whole = host_layer_to_canonical(weight, "unknown") or weight.removesuffix(_WEIGHT)
+        for part in _parts(whole, parameters[weight]):
+            if any(layers is not None and part.name not in layers for layers in known):
+                continue  # one file leaves this part alone, or has a type without a dW to weigh, as IA3
+            if not (gguf and is_gguf(parameters[weight])):
+                _refuse_quantised(weight, parameters[weight])
+            beside = weight.removesuffix(_WEIGHT) + ".bias"
+            ranks = [None if layers is None else layers[part.name].rank for layers in known]
+            found[part.name] = ContestedLayer(
+                view=LayerView(part.name, is_attention(part.name), *ranks),
+                weight=weight,
+                parameters=(weight, beside) if beside in either else (weight,),
+                # A file that only the host understands may hold a type that depends on the base weight.
+                needs_base=(_needs_base(known[0], part.name), _needs_base(known[1], part.name)),
+                rows=part.rows or None,
+            )
     return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:
+    try:
+        return parts_of(whole, weight.shape[0]) or (Part(whole, ()),)
+    except ValueError:  # a model of its own with a name of Flux's: not to be taken apart
+        return (Part(whole, ()),)
 
 
 def _known_layers(path: str) -> Mapping[str, LoraLayer] | None:
@@ -74,16 +95,21 @@ def _is_of_a_layer(weight: str, parameters: Mapping[str, nn.Parameter]) -> bool:
         weight.startswith(_DENOISER)
         and weight.endswith(_WEIGHT)
         and weight in parameters
-        and parameters[weight].ndim in (2, 4)
+        and len(parameters[weight].shape) in (2, 4)
     )
 
 
+def is_gguf(parameter: Tensor) -> bool:
+    """Whether the numbers are in GGUF's blocks, which the family unpacks in each forward."""
+    return hasattr(parameter, "gguf_cls")
+
+
 def _refuse_quantised(name: str, parameter: nn.Parameter) -> None:
-    is_quantised = hasattr(parameter, "gguf_cls") or hasattr(parameter, "quant_state")
+    is_quantised = is_gguf(parameter) or hasattr(parameter, "quant_state")
     if is_quantised or not parameter.is_floating_point():
         raise HostError(
             f"K-LoRA cannot exchange weights of this checkpoint, which is quantised ({name} is "
-            f"{parameter.dtype}); load it in fp16, bf16 or fp8, or untick K-LoRA."
+            f"{parameter.dtype}); load it in fp16, bf16, fp8 or as GGUF, or untick K-LoRA."
         )
 
 

@@ -45,7 +45,9 @@ def loaded_family(model: Any) -> str:
     for attribute, family in _FAMILIES.items():
         if getattr(model, attribute, False):
             return family
-    return "another base model"
+    # The Forges' newer models have no such attribute, but tell what the checkpoint was recognised as.
+    recognised = type(getattr(model, "model_config", None)).__name__
+    return "Flux" if recognised.startswith("Flux") else "another base model"
 
 
 def check_base_model(model: Any, path: str, name: str) -> None:

@@ -1,0 +1,101 @@
+"""The pair's files as they are on disk now, and in a dialect that the host reads.
+
+The family's Lora extension keeps files in memory by name alone, and makes nothing of some dialects (xlabs,
+bare Flux names). Nothing is written to the user's disk: the host's own loader is run again, for the second
+with renamed tensors in place of the file's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from klora.files import read_lora
+from klora.files.conversion import state_dict_in
+from klora.hosts.webui.checks import checked_base_model, loaded_family
+from klora.hosts.webui.library import KnownLora
+
+#: Path -> (time, size, inode) of the file that the host read last at K-LoRA's bidding.
+_seen: dict[str, tuple[int, int, int]] = {}
+
+_CONDS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+
+
+def read_again(p: Any, pair: Collection[KnownLora], is_understood: Callable[[str], bool]) -> None:
+    """Let the host read what it has missed of ``pair``, whose LoRAs it has just loaded for a pass of ``p``.
+
+    ``is_understood`` tells of a path whether the host has made anything of it. Raises `LoraFileError`.
+    """
+    if [one for one in pair if _is_new(one.path)]:
+        _forget_merged(p.sd_model)
+        _activate(p, {})
+    converted = {
+        one.path: dict(state_dict_in(read_lora(one.path, name=one.name), "kohya"))
+        for one in pair
+        if not is_understood(one.path) and _is_for(p.sd_model, one)
+    }
+    if converted:
+        _activate(p, converted)
+        # So that the host reads the file by itself again as soon as K-LoRA does not ask for it.
+        p.sd_model.current_lora_hash += " (read by K-LoRA)"
+
+
+def _is_for(model: Any, lora: KnownLora) -> bool:
+    made_for = checked_base_model(lora.path, lora.name)
+    return made_for != "unknown" and made_for == loaded_family(model)
+
+
+def _is_new(path: str) -> bool:
+    """Whether the file was replaced since the host read it here, or was never read here."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False  # the host says it better
+    state = (found.st_mtime_ns, found.st_size, found.st_ino)
+    is_new = _seen.get(path) != state
+    _seen[path] = state
+    return is_new
+
+
+def _forget_merged(model: Any) -> None:
+    """Make the host merge afresh although file names and strengths are what they were."""
+    objects = model.forge_objects_original
+    for patcher in (objects.unet, getattr(objects.clip, "patcher", None)):
+        loader = getattr(getattr(patcher, "model", None), "lora_loader", None)
+        if loader is not None:
+            loader.loaded_hash = "a LoRA file was replaced"
+
+
+def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Run the host's activation of LoRAs once more, and forget texts that were encoded without it."""
+    from modules import extra_networks
+
+    data = getattr(p, "hr_extra_network_data", None) if getattr(p, "is_hr_pass", False) else None
+    tags = (p.extra_network_data if data is None else data)["lora"]
+    p.sd_model.current_lora_hash = ""
+    with _read_as(importlib.import_module("networks"), converted):
+        extra_networks.extra_network_registry["lora"].activate(p, tags)
+    for name in _CONDS:
+        if hasattr(p, name):
+            setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
+
+
+@contextmanager
+def _read_as(networks: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+    before = networks.load_lora_state_dict
+    if hasattr(before, "cache_clear"):
+        before.cache_clear()
+
+    def load_lora_state_dict(filename: str) -> Any:
+        return converted[filename] if filename in converted else before(filename)
+
+    networks.load_lora_state_dict = load_lora_state_dict
+    try:
+        yield
+    finally:
+        networks.load_lora_state_dict = before
