@@ -11,6 +11,8 @@ from modules import script_callbacks, shared
 
 armed = {"fail_at": None, "interrupt_at": None, "skip_at": None}
 calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI, whatever else runs
+merging = []  # CPU seconds spent in the host's merging of LoRAs up to each of these calls
+merging_seconds = [0.0]
 merges = Counter()  # layer -> LoRAs merged into it since the last look, while a denoiser call was under way
 is_sampling = [False]
 
@@ -21,6 +23,7 @@ class ProbeError(RuntimeError):
 
 def before_call(model, *_):
     calls.append(time.process_time())
+    merging.append(merging_seconds[0])
     is_sampling[0] = True
     number = len(calls)
     if number == armed["fail_at"]:
@@ -61,15 +64,30 @@ def count_merges():
     networks.network_restore_weights_from_backup = counted
 
 
+def time_merges():
+    original = networks.network_apply_weights
+
+    def timed(layer):
+        began = time.process_time()
+        try:
+            return original(layer)
+        finally:
+            merging_seconds[0] += time.process_time() - began
+
+    networks.network_apply_weights = timed
+
+
 def add_routes(_demo, app):
     watch(shared.sd_model)
     if hasattr(networks, "network_restore_weights_from_backup"):
         count_merges()
+        time_merges()
 
     @app.post("/probe/arm")
     def arm(request: dict):
         watch(shared.sd_model)
         calls.clear()
+        merging.clear()
         merges.clear()
         armed.update(dict.fromkeys(armed), **request)
         return armed
@@ -80,7 +98,7 @@ def add_routes(_demo, app):
 
     @app.get("/probe/look")
     def look():
-        return {"calls": list(calls), "merges": dict(merges)}
+        return {"calls": list(calls), "merges": dict(merges), "merging": list(merging)}
 
 
 script_callbacks.on_app_started(add_routes)
