@@ -1,26 +1,27 @@
 """Small random checkpoints for a Forge under test. Run by its own Python:
 
-    python make_forge_models.py FORGE_ROOT OUT_FOLDER
+    python make_forge_models.py FORGE_ROOT OUT_FOLDER [--gguf] [--full]
 
 Forge knows a checkpoint by sizes that cannot be chosen: 320 model channels, SD1's text encoder and VAE.
 What it reads off the file is how the channels are multiplied, so here they never are. ``sd1-a`` and
-``sd1-b`` have SD1's layout, 128 attention linears included.
+``sd1-b`` have SD1's layout, 128 attention linears included. ``--gguf`` adds ``sd1-a`` in GGUF's formats,
+``--full`` makes only ``sd1-full``, with SD1.5's own channels.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-import zlib
 from pathlib import Path
 
 FORGE, OUT = Path(sys.argv[1]), Path(sys.argv[2])
-sys.argv = [sys.argv[0], "--always-cpu"]  # the host's modules read the command line when imported
-sys.path[:0] = [str(FORGE), str(FORGE / "packages_3rdparty")]
+WITH_GGUF, FULL = "--gguf" in sys.argv, "--full" in sys.argv
+sys.argv = [sys.argv[0], "--always-cpu", "--cpu"]  # the host's modules read the command line when imported
+sys.path[:0] = [str(FORGE), str(FORGE / "packages_3rdparty"), str(FORGE / "modules_forge" / "packages")]
 
 import torch  # noqa: E402
 from backend.nn.unet import IntegratedUNet2DConditionModel  # noqa: E402
 from backend.nn.vae import IntegratedAutoencoderKL  # noqa: E402
+from drawn import drawn  # noqa: E402 - beside this script
 from safetensors.torch import save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
@@ -29,7 +30,6 @@ UNET = {
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 320,
-    "channel_mult": [1, 1, 1, 1],
     "num_res_blocks": [2, 2, 2, 2],
     "num_heads": 8,
     "use_spatial_transformer": True,
@@ -40,11 +40,13 @@ UNET = {
 }
 
 
-def shapes() -> dict[str, torch.Tensor]:
+def shapes(channel_mult: list[int]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, without numbers."""
     with torch.device("meta"):
         parts = {
-            "model.diffusion_model.": IntegratedUNet2DConditionModel.from_config(UNET),
+            "model.diffusion_model.": IntegratedUNet2DConditionModel.from_config(
+                {**UNET, "channel_mult": channel_mult}
+            ),
             "first_stage_model.": IntegratedAutoencoderKL.from_config(
                 IntegratedAutoencoderKL.load_config(str(PARTS / "vae"))
             ),
@@ -60,22 +62,39 @@ def shapes() -> dict[str, torch.Tensor]:
     }
 
 
-def drawn(name: str, shape: torch.Tensor, seed: int) -> torch.Tensor:
-    """Unit gain for matrices, near one for norms, small for biases and embeddings."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-    values = torch.randn(shape.shape, generator=generator)
-    if "embedding.weight" in name or name.endswith(".bias"):
-        values *= 0.02
-    elif values.ndim >= 2:
-        values /= math.sqrt(values[0].numel())
-    else:
-        values = 1 + 0.1 * values
-    return values.half().contiguous()
+def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: str) -> None:
+    """The same checkpoint with the denoiser's matrices in GGUF's blocks of ``kind``, the rest in fp16."""
+    import gguf
+
+    wanted = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(str(path), "sd1")
+    for name, tensor in tensors.items():
+        is_matrix = (
+            name.startswith("model.diffusion_model.") and name.endswith(".weight") and tensor.ndim == 2
+        )
+        if is_matrix and tensor.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quantize(tensor.float().numpy(), wanted), raw_dtype=wanted)
+        else:
+            writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write(name: str, seed: int, channel_mult: list[int]) -> dict[str, torch.Tensor]:
+    """Write a checkpoint and return its tensors."""
+    tensors = {key: drawn(key, value, seed) for key, value in shapes(channel_mult).items()}
+    save_file(tensors, str(OUT / f"{name}.safetensors"))
+    return tensors
 
 
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
-    wanted = shapes()
-    for name, seed in (("sd1-a", 1), ("sd1-b", 2)):
-        tensors = {key: drawn(key, value, seed) for key, value in wanted.items()}
-        save_file(tensors, str(OUT / f"{name}.safetensors"))
+    if FULL:
+        write("sd1-full", 4, [1, 2, 4, 4])
+    else:
+        first = write("sd1-a", 1, [1, 1, 1, 1])
+        write("sd1-b", 2, [1, 1, 1, 1])
+        for kind in ("Q8_0", "Q4_0") if WITH_GGUF else ():
+            write_gguf(OUT / f"sd1-a-{kind}.gguf", first, kind)

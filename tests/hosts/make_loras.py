@@ -32,7 +32,7 @@ def make_loras(checkpoint: Path, folder: Path) -> None:
                 found = _LAYER.fullmatch(key)
                 if found and (everywhere or ".attn" in key):
                     name = kohya_name(found[1], is_sdxl)
-                    tensors.update(_layer(name, opened.get_slice(key).get_shape(), rank, seed))
+                    tensors.update(seeded_layer(name, opened.get_slice(key).get_shape(), rank, seed))
         save_file(
             tensors, str(folder / f"{role}-{checkpoint.stem}.safetensors"), {"ss_network_dim": str(rank)}
         )
@@ -51,7 +51,7 @@ def _block(side: str, number: int) -> str:
     return f"{side}_blocks.{number // 3}.attentions.{number % 3}"
 
 
-def _layer(name: str, shape: list[int], rank: int, seed: int) -> dict[str, torch.Tensor]:
+def seeded_layer(name: str, shape: list[int], rank: int, seed: int) -> dict[str, torch.Tensor]:
     """Strong enough to change pixels; the strength is drawn per layer, so the stronger LoRA varies."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
     strength = 0.25 * 4 ** float(torch.rand(1, generator=generator))

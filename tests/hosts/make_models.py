@@ -9,10 +9,8 @@ SD1's layout (128 attention linears, context 768), ``sdxl`` has SDXL's (560, con
 
 from __future__ import annotations
 
-import math
 import sys
 import types
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ for name, attribute in (("taming.modules.losses.lpips", "LPIPS"), ("sgm.data", "
 sys.path[:0] = [str(REPOSITORIES / "stable-diffusion-stability-ai"), str(REPOSITORIES / "generative-models")]
 
 import torch  # noqa: E402
+from drawn import drawn  # noqa: E402 - beside this script
 from ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
@@ -46,21 +45,6 @@ def text_encoder(width: int) -> tuple[str, dict[str, Any]]:
     config.save_pretrained(folder)
     with torch.device("meta"):
         return str(folder), CLIPTextModel(config).state_dict()
-
-
-def drawn(name: str, shape: torch.Tensor, seed: int) -> torch.Tensor:
-    """Unit gain for matrices, near one for norms, small for biases and embeddings."""
-    if name.endswith("position_ids"):
-        return torch.arange(77).unsqueeze(0)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-    values = torch.randn(shape.shape, generator=generator)
-    if "embedding.weight" in name or name.endswith(".bias"):
-        values *= 0.02
-    elif values.ndim >= 2:
-        values /= math.sqrt(values[0].numel())
-    else:
-        values = 1 + 0.1 * values
-    return values.half().contiguous()
 
 
 def write(name: str, seed: int, config: Any, encoder_prefix: str, encoder: dict[str, Any]) -> None:
