@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
@@ -44,13 +45,40 @@ def this_host() -> WebUIHost:
     """The adapter for the WebUI that runs this process; raises `HostError` naming what was probed."""
     from klora.hosts.a1111 import A1111Host
     from klora.hosts.forge import ForgeHost
+    from klora.hosts.model_patcher import ModelPatcherHost
 
     if A1111Host.is_here():
         return A1111Host()
     if ForgeHost.is_here():
         return ForgeHost()
-    raise HostError(
-        "K-LoRA does not know this WebUI: its Lora extension has no per-layer merge (network_apply_weights "
-        "with originals and loaded_networks), and the loaded model has no denoiser with patches and a loader "
-        "(forge_objects with lora_patches and lora_loader). Update K-LoRA or untick it."
+    if ModelPatcherHost.is_here():
+        return ModelPatcherHost()
+    raise HostError(_unknown(ModelPatcherHost.missing()))
+
+
+def _unknown(missing: Sequence[str]) -> str:
+    """One sentence for a WebUI without an adapter: what it is, or what was probed."""
+    if _has("modules.lora.networks"):
+        return (
+            "SD.Next fuses content and style LoRAs by itself: choose the LoRA stack mode 'klora' in its "
+            "settings and untick K-LoRA here."
+        )
+    if _has("ldm_patched") and "unet.add_weight_wrapper" in missing and "unet.patches" not in missing:
+        return (
+            "K-LoRA does not run on Forge Classic, whose patcher cannot tell one set of LoRAs from another "
+            "(no patches_uuid, no add_weight_wrapper); use Forge Neo, reForge or Forge, or untick K-LoRA."
+        )
+    return (
+        "K-LoRA does not know this WebUI. Probed: the Lora extension's merge per layer "
+        "(network_apply_weights with originals and loaded_networks), as in AUTOMATIC1111; "
+        "a denoiser with lora_patches and lora_loader, as in Forge; "
+        f"a patcher as in Forge Neo and reForge, of which {', '.join(missing)} is missing. "
+        "Update K-LoRA or untick it."
     )
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
