@@ -1,14 +1,17 @@
-"""``python -m klora.lab``: train the lab's model, judges and LoRAs, and install them into a WebUI."""
+"""``python -m klora.lab``: train the lab's model, judges and LoRAs, compare methods, install into a WebUI."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import torch
 
-from klora.lab import checkpoint, icons, train
+from klora.errors import KloraError
+from klora.lab import checkpoint, icons, train, truth
+from klora.lab.benchmark import commands as benchmark
 from klora.lab.loras import RECIPES
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -34,20 +37,40 @@ def parser() -> argparse.ArgumentParser:
     place = commands.add_parser("install", help="copy the model into a WebUI")
     place.add_argument("webui", type=Path, help="the WebUI's folder")
     place.add_argument("--weights", type=Path, default=WEIGHTS)
+    drawn = commands.add_parser("truth", help="draw the true pictures of the held-out pairs that are shipped")
+    drawn.add_argument("--cache", type=Path, default=icons.default_cache(), help="downloads")
+    compare = commands.add_parser("benchmark", help="compare methods of fusion by pictures and figures")
+    benchmark.add_arguments(compare, WEIGHTS)
     return root
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a command."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input is one line on stderr and exit status 2."""
     chosen = parser().parse_args(arguments)
+    try:
+        return _run(chosen)
+    except KloraError as error:
+        print(f"klora: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "install":
         print(checkpoint.install(chosen.weights, chosen.webui))
-        return
+        return 0
+    if chosen.command == "truth":
+        icons.fetch(chosen.cache)
+        print(truth.write(chosen.cache))
+        return 0
+    if chosen.command == "benchmark":
+        torch.set_num_threads(1)
+        return benchmark.run(chosen)
     torch.set_num_threads(chosen.threads)
     names = tuple(chosen.lora or RECIPES)
     job = train.Job(chosen.cache, chosen.out, chosen.minutes, chosen.steps, names)
     train.run(job, tuple(chosen.stage or train.STAGES))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
