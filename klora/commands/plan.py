@@ -6,6 +6,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from klora.demo import CONTENT, STYLE
 from klora.errors import SettingsError
 from klora.planning import plan_files
 from klora.schedule import Plan
@@ -19,8 +20,9 @@ MOST_STEPS = 10_000
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments; the options of the rule come from the settings."""
-    parser.add_argument("content", metavar="CONTENT", help="LoRA file of the subject")
-    parser.add_argument("style", metavar="STYLE", help="LoRA file of the style")
+    without = "(without both: two LoRAs that come with the package)"
+    parser.add_argument("content", metavar="CONTENT", nargs="?", help=f"LoRA file of the subject {without}")
+    parser.add_argument("style", metavar="STYLE", nargs="?", help="LoRA file of the style")
     parser.add_argument("--steps", type=int, default=20, help="number of sampling steps (default: 20)")
     add_rule_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON")
@@ -60,8 +62,9 @@ def run(arguments: Namespace) -> int:
             "K-LoRA: the clock noise needs a sampler's noise levels, which files do not tell; "
             "write --clock step or published."
         )
-    plan = plan_files(arguments.content, arguments.style, settings, arguments.steps)
-    print(summary(plan, Path(arguments.content).stem, Path(arguments.style).stem))
+    content, style = _files(arguments)
+    plan = plan_files(content, style, settings, arguments.steps)
+    print(summary(plan, content.stem, style.stem))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
     if arguments.picture:
@@ -69,6 +72,15 @@ def run(arguments: Namespace) -> int:
 
         save_plan(plan, arguments.picture)
     return 0
+
+
+def _files(arguments: Namespace) -> tuple[Path, Path]:
+    """Both files; without any, the two that ship with the package."""
+    if arguments.content is None:
+        return CONTENT, STYLE
+    if arguments.style is None:
+        raise SettingsError("K-LoRA: one file was named; write the subject's LoRA and then the style's.")
+    return Path(arguments.content), Path(arguments.style)
 
 
 def summary(plan: Plan, content: str, style: str) -> str:

@@ -60,8 +60,9 @@ def same_share(planned: Table, _chance: np.random.Generator) -> Table:
 
 
 def _content_until(planned: Table, step: float) -> Table:
-    early = np.arange(len(planned)) < round(step)
-    return np.broadcast_to(early[:, None], planned.shape).copy()
+    table: Table = np.zeros_like(planned)
+    table[: round(step)] = True
+    return table
 
 
 CHOICES: dict[str, Callable[[Table, np.random.Generator], Table]] = {
