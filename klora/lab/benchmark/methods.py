@@ -64,13 +64,11 @@ class Method:
         """
         if self.settings is None:
             return json.dumps(["merged", *(self.weights or ()), self.seed_offset])
-        settings = dict(self.settings)
+        settings = Settings.from_mapping(self.settings)
+        shown = {key: getattr(settings, key) for key in (*PAPER, "content_weight", "style_weight")}
+        shown["beta"] = settings.beta_value
         if attention_only:
-            settings["other_layers"] = "fuse"
-        shown = {
-            key: getattr(Settings.from_mapping(settings), key)
-            for key in sorted({*PAPER, "content_weight", "style_weight"})
-        }
+            shown["other_layers"] = "fuse"
         return json.dumps([self.choice, shown, self.seed_offset])
 
 
