@@ -1,9 +1,10 @@
 """Tests on real WebUIs. They run when a variable names an installation, and skip otherwise.
 
 ``KLORA_A1111``: the folder of an AUTOMATIC1111. ``KLORA_A1111_PYTHON``: its Python, by default that of
-the ``venv`` in the folder. ``KLORA_FORGE`` and ``KLORA_FORGE_PYTHON``: the same of a Forge. Nothing is
-written into the installation: checkpoints, LoRAs, settings and a link to this extension live in a folder of
-the test.
+the ``venv`` in the folder. ``KLORA_FORGE`` and ``KLORA_FORGE_PYTHON``: the same of a Forge; ``KLORA_NEO``
+and ``KLORA_REFORGE``: of Forge Neo and reForge, which are told of further checkpoints too: see `family`.
+Nothing is written into the installation: checkpoints, LoRAs, settings and a link to this extension live in
+a folder of the test.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
 
+from tests.hosts.family import NEO, REFORGE, FamilyWebUI, running
 from tests.hosts.make_loras import make_loras
 from tests.hosts.server import WebUI, free_port, start
 
@@ -96,6 +98,20 @@ def forge(forge_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield WebUI(f"http://127.0.0.1:{port}", {"hr_additional_modules": ["Use same choices"]})
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def neo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:
+    """Forge Neo, running."""
+    with running(NEO, tmp_path_factory.mktemp("neo")) as webui:
+        yield webui
+
+
+@pytest.fixture(scope="session")
+def reforge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:
+    """reForge, running."""
+    with running(REFORGE, tmp_path_factory.mktemp("reforge")) as webui:
+        yield webui
 
 
 @pytest.fixture(scope="session")

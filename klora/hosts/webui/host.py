@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
@@ -53,20 +54,25 @@ def this_host() -> WebUIHost:
         return ForgeHost()
     if ModelPatcherHost.is_here():
         return ModelPatcherHost()
-    raise HostError(_unknown(ModelPatcherHost.missing()))
+    raise foreign() or HostError(_unknown(ModelPatcherHost.missing()))
+
+
+def foreign() -> HostError | None:
+    """The error for a WebUI that fuses two LoRAs without us, if this is one."""
+    if not _has("modules.lora.networks"):
+        return None
+    return HostError(
+        "SD.Next fuses content and style LoRAs by itself: choose the LoRA stack mode 'klora' in its settings "
+        "and untick K-LoRA here."
+    )
 
 
 def _unknown(missing: Sequence[str]) -> str:
     """One sentence for a WebUI without an adapter: what it is, or what was probed."""
-    if _has("modules.lora.networks"):
-        return (
-            "SD.Next fuses content and style LoRAs by itself: choose the LoRA stack mode 'klora' in its "
-            "settings and untick K-LoRA here."
-        )
     if _has("ldm_patched") and "unet.add_weight_wrapper" in missing and "unet.patches" not in missing:
         return (
             "K-LoRA does not run on Forge Classic, whose patcher cannot tell one set of LoRAs from another "
-            "(no patches_uuid, no add_weight_wrapper); use Forge Neo, reForge or Forge, or untick K-LoRA."
+            f"({', '.join(missing)} missing); use Forge Neo, reForge or Forge, or untick K-LoRA."
         )
     return (
         "K-LoRA does not know this WebUI. Probed: the Lora extension's merge per layer "
@@ -78,6 +84,8 @@ def _unknown(missing: Sequence[str]) -> str:
 
 
 def _has(module: str) -> bool:
+    if module in sys.modules:
+        return True
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from klora.errors import HostError
+from klora.hosts.webui.host import foreign
 
 _TABLES = ("available_networks", "available_network_aliases", "list_available_networks")
 
@@ -76,7 +77,7 @@ def _networks() -> ModuleType:
 
 
 def _no_library() -> HostError:
-    return HostError(
+    return foreign() or HostError(
         "K-LoRA needs the WebUI's built-in Lora extension, and it is not there; "
         "switch it on in the Extensions tab and restart."
     )

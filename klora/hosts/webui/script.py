@@ -7,6 +7,7 @@ from typing import Any
 from modules import script_callbacks, scripts
 
 from klora.hosts.webui import accordion, axes, routes
+from klora.hosts.webui.host import foreign
 from klora.hosts.webui.job import Job
 
 _JOB = "klora_job"
@@ -68,5 +69,8 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
 
 def register() -> None:
     """Register what must be registered while the script's file is imported, also under --nowebui."""
+    elsewhere = foreign()
+    if elsewhere is not None:
+        print(f"K-LoRA: {elsewhere}")  # such a WebUI does not call us before it samples
     axes.register()
     script_callbacks.on_app_started(lambda _demo, app: routes.add_routes(app))

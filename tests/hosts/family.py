@@ -1,0 +1,155 @@
+"""A WebUI of the Forge family as a server, with small checkpoints and LoRAs of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.make_flux_loras import make_flux_loras
+from tests.hosts.make_loras import make_loras
+from tests.hosts.server import Answer, WebUI, free_port, start
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parents[1]
+
+COMMON_FLAGS = ("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one member of the family is installed, started and asked."""
+
+    name: str
+    variable: str
+    maker: tuple[str, ...]
+    flags: tuple[str, ...]
+    folders: tuple[str, str]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """The installation; skips the test if no variable names one."""
+        folder = os.environ.get(self.variable)
+        if not folder:
+            pytest.skip(
+                f"set {self.variable} to the folder of an installed {self.name} to run the tests on it"
+            )
+        return Path(folder)
+
+    @property
+    def python(self) -> str:
+        """The installation's Python."""
+        return os.environ.get(f"{self.variable}_PYTHON") or str(self.root / "venv" / "bin" / "python")
+
+    @property
+    def models(self) -> Path | None:
+        """Where checkpoints and LoRAs are kept from one run of the tests to the next, if anywhere."""
+        folder = os.environ.get(f"{self.variable}_MODELS")
+        return Path(folder) if folder else None
+
+    def checkpoint(self, kind: str) -> Path:
+        """A small checkpoint of ``kind`` (``SDXL``, ``FLUX``) that cannot be made here; skips without one."""
+        path = os.environ.get(f"{self.variable}_{kind}")
+        if not path:
+            pytest.skip(f"set {self.variable}_{kind} to a {kind} checkpoint, as small as can be, to test it")
+        return Path(path)
+
+
+NEO = Family(
+    "Forge Neo",
+    "KLORA_NEO",
+    ("make_forge_models.py", "--gguf"),
+    ("--cpu", "--disable-gpu-warning", "--skip-python-version-check", "--skip-version-check", "--no-hashing"),
+    ("--ckpt-dirs", "--lora-dirs"),
+    {"hr_additional_modules": ["Use same choices"]},
+)
+REFORGE = Family(
+    "reForge",
+    "KLORA_REFORGE",
+    ("make_reforge_models.py",),
+    (
+        *("--always-cpu", "--no-half-vae", "--skip-version-check", "--disable-safe-unpickle"),
+        *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing"),
+    ),
+    ("--ckpt-dir", "--lora-dir"),
+)
+
+
+class FamilyWebUI(WebUI):
+    """A running member of the family; without a UI Forge Neo has no upscaler of latents."""
+
+    def __init__(self, address: str, family: Family, models: Path, log: Path) -> None:
+        super().__init__(address, family.extra)
+        self.family = family
+        self.models = models
+        self.log = log
+        self._has_latent = bool(self._upscalers() & {"Latent"})
+
+    def _upscalers(self) -> set[str]:
+        listed = self.call("/sdapi/v1/latent-upscale-modes")
+        return {one["name"] for one in listed}
+
+    def txt2img(self, prompt: str, klora: dict[str, Any] | None = None, **request: Any) -> Answer:
+        """As of any WebUI, with an upscaler that this one has."""
+        if request.get("hr_upscaler") == "Latent" and not self._has_latent:
+            request["hr_upscaler"] = "None"
+        return super().txt2img(prompt, klora, **request)
+
+    def add_checkpoint(self, kind: str) -> str:
+        """Make the checkpoint that a variable names available, and LoRAs for it; its file's name."""
+        source = self.family.checkpoint(kind)
+        link = self.models / f"{kind.lower()}{source.suffix}"
+        if not link.exists():
+            link.symlink_to(source)
+            make = make_flux_loras if kind == "FLUX" else make_loras
+            make(link, self.models / "loras")
+            self.call("/sdapi/v1/refresh-checkpoints", {})
+            self.call("/sdapi/v1/refresh-loras", {})
+        return link.name
+
+
+@contextmanager
+def running(family: Family, folder: Path, options: dict[str, Any] | None = None) -> Iterator[FamilyWebUI]:
+    """The WebUI for as long as the context lasts; its data lie in ``folder``."""
+    root, python = family.root, family.python
+    models, data = family.models or folder / "models", folder / "data"
+    if not (models / "sd1-a.safetensors").exists():
+        script, *flags = family.maker
+        command = [python, str(HERE / script), str(root), str(models), *flags]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
+        (models / "loras").mkdir(exist_ok=True)
+        make_loras(models / "sd1-a.safetensors", models / "loras")
+    (data / "extensions").mkdir(parents=True, exist_ok=True)
+    for name, target in (("sd-webui-klora", PROJECT), ("klora-probe", HERE / "probe")):
+        if not (data / "extensions" / name).exists():
+            (data / "extensions" / name).symlink_to(target)
+    settings = {"sd_model_checkpoint": "sd1-a.safetensors", **_marked(root), **(options or {})}
+    (data / "config.json").write_text(json.dumps(settings))
+    places = (str(models), str(models / "loras"))
+    folders = [part for pair in zip(family.folders, places, strict=True) for part in pair]
+    port = free_port()
+    log = data / "webui.log"
+    flags = [*COMMON_FLAGS, *family.flags, "--data-dir", str(data), *folders]
+    process = start(python, root, flags, log, port)
+    try:
+        yield FamilyWebUI(f"http://127.0.0.1:{port}", family, models, log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _marked(root: Path) -> dict[str, str]:
+    """The mark without which Forge Neo takes its settings for an older version's and asks on the console."""
+    utilities = root / "modules" / "launch_utils.py"
+    found = re.search(r"VERSION_UID\b[^=]*=\s*\"(\w+)\"", utilities.read_text())
+    return {"VERSION_UID": found[1]} if found else {}

@@ -1,0 +1,57 @@
+"""The table of what must hold, on the real reForge: Forge Neo's, less what only that host has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hosts.family import FamilyWebUI
+from tests.hosts.server import WebUI
+from tests.hosts.test_a1111 import (  # noqa: F401 - collected here too, with this module's fixtures
+    CONTENT,
+    CONTENT_WINS,
+    PAIR,
+    STYLE,
+    STYLE_WINS,
+    before,
+    test_a_third_lora_stays_added,
+    test_add_normally_says_so,
+    test_each_mode_is_what_it_says,
+    test_every_clock_runs_with_every_kind_of_sampler,
+    test_every_sampler,
+    test_img2img_and_inpainting_are_fused_too,
+    test_loras_picked_in_the_accordion_need_not_be_in_the_prompt,
+    test_the_default_rule_makes_a_picture_of_its_own_and_repeats_it,
+    test_the_hires_pass_may_have_its_own_prompt,
+    test_the_infotext_names_pair_and_rule,
+    test_the_inner_pass_of_another_extension_is_fused_if_it_lets_us,
+    test_the_plan_picture_is_added_when_wanted,
+    test_the_winner_everywhere_is_the_only_lora,
+)
+from tests.hosts.test_neo import (  # noqa: F401
+    _plain_options,
+    test_a_bad_job_is_refused_in_a_sentence,
+    test_everything_comes_back,
+    test_other_layers,
+    test_sdxl,
+)
+
+
+@pytest.fixture(scope="session")
+def webui(reforge: FamilyWebUI) -> Iterator[FamilyWebUI]:
+    """The WebUI of the shared cases."""
+    reforge.txt2img("a cat ", steps=1)  # its API answers before it has loaded the model
+    yield reforge
+
+
+def test_a_refiner_is_followed(webui: WebUI) -> None:
+    refined = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
+    base, added = webui.txt2img("a cat "), webui.txt2img(PAIR)
+    for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
+        only = webui.txt2img(f"a cat {winner}", **refined)
+        assert webui.txt2img(PAIR, settings, **refined).pixels == only.pixels
+        assert only.pixels != webui.txt2img(f"a cat {winner}").pixels
+    assert webui.txt2img(PAIR, {}, **refined).pixels != webui.txt2img(PAIR, **refined).pixels
+    assert webui.txt2img("a cat ").pixels == base.pixels
+    assert webui.txt2img(PAIR).pixels == added.pixels
