@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
 import pytest
 
@@ -39,10 +38,10 @@ from tests.hosts.test_neo import (  # noqa: F401
 
 
 @pytest.fixture(scope="session")
-def webui(reforge: FamilyWebUI) -> Iterator[FamilyWebUI]:
+def webui(reforge: FamilyWebUI) -> FamilyWebUI:
     """The WebUI of the shared cases."""
     reforge.txt2img("a cat ", steps=1)  # its API answers before it has loaded the model
-    yield reforge
+    return reforge
 
 
 def test_a_refiner_is_followed(webui: WebUI) -> None:
