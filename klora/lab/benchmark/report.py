@@ -60,7 +60,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main_table(results: Results) -> str:
     """A row for each method."""
-    head = ["method", *(FIGURES[name].label for name in (*MAIN, *BRIEF)), "seconds a picture"]
+    head = ["method", *(FIGURES[name].label for name in (*MAIN, *BRIEF)), "processor seconds a picture"]
     rows = []
     for one in results.rows:
         figures = one.figures
@@ -112,7 +112,8 @@ def _about(run: Run) -> str:
         f"guidance {run.sampling.guidance:g}. Prompt: both trigger words, such as `{run.pairs[0].prompt}`. "
         f"In brackets: {CONFIDENCE:.0%} intervals, bootstrapped over subjects ({DRAWS:,} draws). Subject and "
         "style: share of pictures that the judge names right, and its mean probability. Harmonic mean: of "
-        "subject and style. Smaller is better for the distance only."
+        "subject and style. Smaller is better for distance and seconds; "
+        f"the latter in batches of {len(run.seeds)}, LoRAs put in and taken out included."
     )
 
 

@@ -51,7 +51,7 @@ FIGURES: dict[str, Figure] = {
             harmonic_mean,
         ),
         Figure("distance", "distance to the truth", ("distance",)),
-        Figure("seconds", "seconds", ("seconds",)),
+        Figure("seconds", "processor seconds", ("seconds",)),
     )
 }
 
