@@ -74,7 +74,7 @@ def contested_layers(
 
 def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:
     try:
-        return parts_of(whole, weight.shape[0]) or (Part(whole, ()),)
+        return parts_of(whole, int(weight.shape[0])) or (Part(whole, ()),)
     except ValueError:  # a model of its own with a name of Flux's: not to be taken apart
         return (Part(whole, ()),)
 
