@@ -32,7 +32,7 @@ class Family:
     variable: str
     maker: tuple[str, ...]
     flags: tuple[str, ...]
-    folders: tuple[str, str]
+    folders: tuple[str, ...]
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,10 +64,19 @@ class Family:
         return Path(path)
 
 
+FORGE = Family(
+    "Forge",
+    "KLORA_FORGE",
+    ("make_forge_models.py",),
+    ("--always-cpu", "--skip-version-check", "--no-download-sd-model", "--no-hashing"),
+    ("--ckpt-dir", "--lora-dir", "--vae-dir"),
+    # Forge's API crashes on a hires pass that does not say which modules it uses.
+    {"hr_additional_modules": ["Use same choices"]},
+)
 NEO = Family(
     "Forge Neo",
     "KLORA_NEO",
-    ("make_forge_models.py", "--gguf"),
+    ("make_forge_models.py",),
     ("--cpu", "--disable-gpu-warning", "--skip-python-version-check", "--skip-version-check", "--no-hashing"),
     ("--ckpt-dirs", "--lora-dirs"),
     {"hr_additional_modules": ["Use same choices"]},
@@ -104,17 +113,27 @@ class FamilyWebUI(WebUI):
             request["hr_upscaler"] = "None"
         return super().txt2img(prompt, klora, **request)
 
-    def add_checkpoint(self, kind: str) -> str:
-        """Make the checkpoint that a variable names available, and LoRAs for it; its file's name."""
-        source = self.family.checkpoint(kind)
-        link = self.models / f"{kind.lower()}{source.suffix}"
-        if not link.exists():
-            link.symlink_to(source)
-            make = make_flux_loras if kind == "FLUX" else make_loras
-            make(link, self.models / "loras")
+    def checkpoint(self, kind: str) -> str:
+        """The name of the checkpoint that a variable names, for which there are LoRAs too."""
+        return _linked(self.family.checkpoint(kind), kind, self.models).name
+
+    def add_gguf(self, checkpoint: Path) -> list[Path]:
+        """Make the Flux checkpoint in GGUF's formats available; the files of its other parts."""
+        modules = self.models / "modules"
+        if not modules.exists():
+            command = [self.family.python, str(HERE / "make_gguf.py"), str(self.family.root)]
+            subprocess.run([*command, str(checkpoint), str(self.models)], check=True, capture_output=True)
             self.call("/sdapi/v1/refresh-checkpoints", {})
-            self.call("/sdapi/v1/refresh-loras", {})
-        return link.name
+        return sorted(modules.iterdir())
+
+
+def make_gguf(family: Family, models: Path) -> None:
+    """The Flux checkpoint that a variable names, if one does, in GGUF's formats too."""
+    source = os.environ.get(f"{family.variable}_FLUX")
+    if source and not (models / "modules").exists():
+        models.mkdir(exist_ok=True)
+        command = [family.python, str(HERE / "make_gguf.py"), str(family.root), source, str(models)]
+        subprocess.run(command, check=True, cwd=family.root, capture_output=True)
 
 
 @contextmanager
@@ -129,14 +148,18 @@ def running(family: Family, folder: Path, options: dict[str, Any] | None = None)
         subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
         (models / "loras").mkdir(exist_ok=True)
         make_loras(models / "sd1-a.safetensors", models / "loras")
+    for kind in ("SDXL", "FLUX"):
+        # Before the start: reForge looks for text encoders only then.
+        if path := os.environ.get(f"{family.variable}_{kind}"):
+            _linked(Path(path), kind, models)
     (data / "extensions").mkdir(parents=True, exist_ok=True)
     for name, target in (("sd-webui-klora", PROJECT), ("klora-probe", HERE / "probe")):
         if not (data / "extensions" / name).exists():
             (data / "extensions" / name).symlink_to(target)
     settings = {"sd_model_checkpoint": "sd1-a.safetensors", **_marked(root), **(options or {})}
     (data / "config.json").write_text(json.dumps(settings))
-    places = (str(models), str(models / "loras"))
-    folders = [part for pair in zip(family.folders, places, strict=True) for part in pair]
+    places = (str(models), str(models / "loras"), str(models / "modules"))
+    folders = [part for pair in zip(family.folders, places, strict=False) for part in pair]
     port = free_port()
     log = data / "webui.log"
     flags = [*COMMON_FLAGS, *family.flags, "--data-dir", str(data), *folders]
@@ -146,6 +169,15 @@ def running(family: Family, folder: Path, options: dict[str, Any] | None = None)
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _linked(source: Path, kind: str, models: Path) -> Path:
+    link = models / f"{kind.lower()}{source.suffix}"
+    if not link.exists():
+        link.symlink_to(source)
+        make = make_flux_loras if kind == "FLUX" else make_loras
+        make(link, models / "loras")
+    return link
 
 
 def _marked(root: Path) -> dict[str, str]:

@@ -138,7 +138,7 @@ def test_other_layers(webui: WebUI, other_layers: str) -> None:
 
 
 def test_sdxl(webui: FamilyWebUI) -> None:
-    webui.options(sd_model_checkpoint=webui.add_checkpoint("SDXL"))
+    webui.options(sd_model_checkpoint=webui.checkpoint("SDXL"))
     content, style = "<lora:content-sdxl:1>", "<lora:style-sdxl:1>"
     pair = f"a cat {content}{style}"
     base, added = webui.txt2img("a cat "), webui.txt2img(pair)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError, LoraFileError
@@ -39,15 +39,19 @@ Merge = Callable[..., Tensor]
 
 
 class OnTheFly:
-    """What the host calls with a layer's weight in each forward; ``merged(losers, weight)`` is new."""
+    """What the host calls with a layer's weight in each forward: ``merged`` adds all but the losers to it."""
 
     def __init__(self, merged: Callable[[Losers, Tensor], Tensor]) -> None:
         self.regions: tuple[Region, ...] = ()
         self._merged = merged
 
     def __call__(self, weight: Tensor) -> Tensor:
-        return (
-            assembled(self.regions, lambda losers: self._merged(losers, weight)) if self.regions else weight
+        if not self.regions:
+            return weight
+        # The merge is in place, and the host hands over the parameter itself where nothing has to be cast.
+        is_free = len(self.regions) == 1 and not isinstance(weight, nn.Parameter)
+        return assembled(
+            self.regions, lambda losers: self._merged(losers, weight if is_free else weight.clone())
         )
 
 
@@ -87,6 +91,7 @@ class ModelPatcherSeam:
         self._regions = Regions(self._layers)
         self._branches = {name: OnTheFly(self._merging(name)) for name in on_the_fly}
         self._exchanged = ExchangedParameters(unet.model, unet.offload_device)
+        self._sizes = {name: tuple(self._clean(one.weight).shape) for name, one in self._layers.items()}
         self._merger = _merger(unet)
         self._last_delta: dict[int, tuple[str, Tensor]] = {}
 
@@ -164,7 +169,13 @@ class ModelPatcherSeam:
         finally:
             self.is_sampling = False
             self._unwatch()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        try:
             self._exchanged.restore()
+        except AttributeError:
+            self._exchanged.forget()  # the host has taken the model apart, as reForge does for a refiner
 
     # --- A model that changes in the middle of a pass --------------------------------------------------
 
@@ -173,15 +184,14 @@ class ModelPatcherSeam:
 
         Layers that the refiner has not, or in another size, are left to the host. The winners stay.
         """
-        sizes = {name: self._size(name) for name in self._layers}
-        winners = self._regions.winners
+        sizes, winners = self._sizes, self._regions.winners
         if unet.model is self._unet.model:
             self._exchanged.forget()  # the host has read the refiner's weights into the same model
         else:
-            self._exchanged.restore()
+            self._give_back()
         self._attach(unet, owns)
         self._checkpoint = checkpoint
-        layers = {name: one for name, one in self._layers.items() if sizes.get(name) == self._size(name)}
+        layers = {name: one for name, one in self._layers.items() if sizes.get(name) == self._sizes[name]}
         self._layers = layers
         self._regions = Regions(layers, winners)
         self._before_next_forward(unet)
@@ -208,9 +218,6 @@ class ModelPatcherSeam:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
-
-    def _size(self, layer: str) -> tuple[int, ...]:
-        return tuple(self._clean(self._layers[layer].weight).shape)
 
     # --- Applying -------------------------------------------------------------------------------------
 
@@ -246,8 +253,7 @@ class ModelPatcherSeam:
     def _merging(self, name: str) -> Callable[[Losers, Tensor], Tensor]:
         def merged(losers: Losers, weight: Tensor) -> Tensor:
             found = files.without([self._owns[one] for one in losers], self._unet.patches, name)
-            # A copy: the host hands over the parameter itself where nothing has to be cast.
-            return self._merge(found, weight.clone(), name, weight.dtype)
+            return self._merge(found, weight, name, weight.dtype)
 
         return merged
 

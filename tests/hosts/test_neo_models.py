@@ -1,0 +1,105 @@
+"""Forge Neo's storages, its LoRAs on the fly, and Flux."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.hosts.family import FamilyWebUI
+from tests.hosts.server import RefusedError
+from tests.hosts.test_a1111 import CONTENT, CONTENT_WINS, PAIR, PASSES, STYLE, STYLE_WINS
+from tests.hosts.test_neo import _plain_options, webui  # noqa: F401
+
+#: What Flux wants of a request; with the schedule Automatic the host's own picture is black.
+FLUX: dict[str, Any] = {"cfg_scale": 1, "sampler_name": "Euler", "scheduler": "Simple", "steps": 4}
+
+
+@pytest.fixture
+def stored(webui: FamilyWebUI) -> Iterator[Callable[[str], None]]:  # noqa: F811
+    """Chooses 'Diffusion in Low Bits'; the host looks at it when the checkpoint changes."""
+
+    def choose(storage: str) -> None:
+        webui.options(forge_unet_storage_dtype=storage)
+        for checkpoint in ("sd1-b", "sd1-a"):
+            webui.options(sd_model_checkpoint=f"{checkpoint}.safetensors")
+
+    yield choose
+    choose("Automatic")
+
+
+@pytest.mark.parametrize("storage", ["float8-e4m3fn", "float8-e5m2"])
+@pytest.mark.parametrize("way", ["", " (fp16 LoRA)"], ids=["merged", "on the fly"])
+def test_fp8(webui: FamilyWebUI, stored: Callable[[str], None], storage: str, way: str) -> None:  # noqa: F811
+    plain = webui.txt2img(PAIR)
+    stored(storage + way)
+    base, added = webui.txt2img("a cat "), webui.txt2img(PAIR)
+    assert added.pixels != plain.pixels  # the storage is in use
+    for request in ({}, PASSES["hires"], PASSES["second order"]):
+        for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
+            only = webui.txt2img(f"a cat {winner}", **request)
+            assert webui.txt2img(PAIR, settings, **request).pixels == only.pixels
+    assert webui.txt2img(PAIR, {}).pixels not in (base.pixels, added.pixels)
+    assert webui.txt2img(PAIR).pixels == added.pixels
+    assert webui.txt2img("a cat ").pixels == base.pixels
+
+
+def test_on_the_fly_and_merged_differ_by_the_storage_s_rounding(
+    webui: FamilyWebUI,  # noqa: F811
+    stored: Callable[[str], None],
+) -> None:
+    stored("float8-e4m3fn")
+    merged = webui.txt2img(PAIR, CONTENT_WINS)
+    stored("float8-e4m3fn (fp16 LoRA)")
+    assert webui.txt2img(PAIR, CONTENT_WINS).pixels != merged.pixels
+
+
+def _fuses_flux(webui: FamilyWebUI, content: str, style: str) -> None:  # noqa: F811
+    content, style = f"<lora:{content}:1>", f"<lora:{style}:1>"
+    pair = f"a cat {content}{style}"
+    base, added = webui.txt2img("a cat ", **FLUX), webui.txt2img(pair, **FLUX)
+    for settings, winner in ((CONTENT_WINS, content), (STYLE_WINS, style)):
+        only = webui.txt2img(f"a cat {winner}", **FLUX)
+        assert webui.txt2img(pair, settings, **FLUX).pixels == only.pixels
+        assert only.pixels not in (base.pixels, added.pixels)
+    for clock in ("step", "noise"):
+        fused = webui.txt2img(pair, {"clock": clock}, **FLUX)
+        assert fused.pixels not in (base.pixels, added.pixels)
+    assert webui.txt2img(pair, **FLUX).pixels == added.pixels
+    assert webui.txt2img("a cat ", **FLUX).pixels == base.pixels
+
+
+@pytest.mark.parametrize("content", ["content-flux", "content-flux-split"])
+@pytest.mark.parametrize("style", ["style-flux", "style-flux-split"])
+def test_flux(webui: FamilyWebUI, content: str, style: str) -> None:  # noqa: F811
+    webui.options(sd_model_checkpoint=webui.checkpoint("FLUX"))
+    _fuses_flux(webui, content, style)
+
+
+@pytest.mark.parametrize("dialect", ["xlabs", "bare"])
+def test_flux_in_dialects_that_the_host_cannot_read(webui: FamilyWebUI, dialect: str) -> None:  # noqa: F811
+    webui.options(sd_model_checkpoint=webui.checkpoint("FLUX"))
+    pairs = [f"a cat <lora:content-flux-{one}:1><lora:style-flux-{one}:1>" for one in (dialect, "double")]
+    for settings in (CONTENT_WINS, STYLE_WINS, {}):
+        # The scale is multiplied into the factors, so the picture may differ by a rounding.
+        fused, plain = (webui.txt2img(pair, settings, **FLUX) for pair in pairs)
+        assert fused.distance(plain) <= 2
+
+
+def test_lora_for_another_base_model_is_refused(webui: FamilyWebUI) -> None:  # noqa: F811
+    webui.options(sd_model_checkpoint=webui.checkpoint("FLUX"))
+    with pytest.raises(RefusedError, match=r"made for SD1, but the loaded .* Flux"):
+        webui.txt2img(PAIR, {}, **FLUX)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_gguf(webui: FamilyWebUI, kind: str) -> None:  # noqa: F811
+    source = webui.family.checkpoint("FLUX")
+    parts = webui.add_gguf(source)
+    before = webui.call("/sdapi/v1/options")["forge_additional_modules"]
+    webui.options(sd_model_checkpoint=f"flux-{kind}.gguf", forge_additional_modules=list(map(str, parts)))
+    try:
+        _fuses_flux(webui, "content-flux", "style-flux")
+    finally:
+        webui.options(forge_additional_modules=before)
