@@ -117,15 +117,6 @@ class FamilyWebUI(WebUI):
         """The name of the checkpoint that a variable names, for which there are LoRAs too."""
         return _linked(self.family.checkpoint(kind), kind, self.models).name
 
-    def add_gguf(self, checkpoint: Path) -> list[Path]:
-        """Make the Flux checkpoint in GGUF's formats available; the files of its other parts."""
-        modules = self.models / "modules"
-        if not modules.exists():
-            command = [self.family.python, str(HERE / "make_gguf.py"), str(self.family.root)]
-            subprocess.run([*command, str(checkpoint), str(self.models)], check=True, capture_output=True)
-            self.call("/sdapi/v1/refresh-checkpoints", {})
-        return sorted(modules.iterdir())
-
 
 def make_gguf(family: Family, models: Path) -> None:
     """The Flux checkpoint that a variable names, if one does, in GGUF's formats too."""
@@ -175,6 +166,8 @@ def _linked(source: Path, kind: str, models: Path) -> Path:
     link = models / f"{kind.lower()}{source.suffix}"
     if not link.exists():
         link.symlink_to(source)
+        if source.with_suffix(".yaml").exists():  # of a checkpoint with fewer layers than usual
+            link.with_suffix(".yaml").symlink_to(source.with_suffix(".yaml"))
         make = make_flux_loras if kind == "FLUX" else make_loras
         make(link, models / "loras")
     return link

@@ -23,7 +23,6 @@ from tests.hosts.test_a1111 import (  # noqa: F401 - collected here too, with th
     test_add_normally_says_so,
     test_each_mode_is_what_it_says,
     test_every_clock_runs_with_every_kind_of_sampler,
-    test_every_sampler,
     test_img2img_and_inpainting_are_fused_too,
     test_loras_picked_in_the_accordion_need_not_be_in_the_prompt,
     test_the_default_rule_makes_a_picture_of_its_own_and_repeats_it,
@@ -103,11 +102,10 @@ def test_everything_comes_back(webui: WebUI, before: tuple[Answer, Answer], end:
     assert webui.txt2img("a cat ").pixels == base.pixels
 
 
-@pytest.mark.parametrize("options", [{}, {"refiner_fast_sd": True}], ids=["new model", "same model"])
-def test_a_refiner_is_followed(webui: WebUI, options: dict[str, Any]) -> None:
+def test_a_refiner_is_followed(webui: WebUI) -> None:
     refined = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
     base, added = webui.txt2img("a cat "), webui.txt2img(PAIR)
-    webui.options(refiner_use_steps=True, **options)
+    webui.options(refiner_use_steps=True)
     try:
         for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
             only = webui.txt2img(f"a cat {winner}", **refined)
@@ -115,9 +113,33 @@ def test_a_refiner_is_followed(webui: WebUI, options: dict[str, Any]) -> None:
             assert only.pixels != webui.txt2img(f"a cat {winner}").pixels
         assert webui.txt2img(PAIR, {}, **refined).pixels != webui.txt2img(PAIR, **refined).pixels
     finally:
-        webui.options(refiner_use_steps=False, refiner_fast_sd=False)
+        webui.options(refiner_use_steps=False)
     assert webui.txt2img("a cat ").pixels == base.pixels
     assert webui.txt2img(PAIR).pixels == added.pixels
+
+
+def test_a_refiner_in_the_same_model_is_refused_in_a_sentence(webui: WebUI) -> None:
+    webui.options(refiner_fast_sd=True)
+    try:
+        with pytest.raises(RefusedError, match="cannot follow a refiner that is read into the model"):
+            webui.txt2img(PAIR, {}, **PASSES["refiner"])
+    finally:
+        webui.options(refiner_fast_sd=False)
+
+
+# This sampler is for flow models: its picture of an SD1 checkpoint is the same with any LoRA.
+_FOR_FLOW = "DPM++ 2s a RF"
+
+
+def test_every_sampler(webui: WebUI) -> None:
+    wrong = []
+    for sampler in (one["name"] for one in webui.call("/sdapi/v1/samplers")):
+        only = webui.txt2img(f"a cat {CONTENT}", sampler_name=sampler).pixels
+        if webui.txt2img(PAIR, CONTENT_WINS, sampler_name=sampler).pixels != only:
+            wrong.append(sampler)
+        if sampler != _FOR_FLOW and webui.txt2img(PAIR, {}, sampler_name=sampler).pixels == only:
+            wrong.append(f"{sampler} (default rule)")
+    assert wrong == []
 
 
 _OTHERS = ("NaN", "other base model")  # these need files that only AUTOMATIC1111's fixtures make

@@ -91,15 +91,3 @@ def test_lora_for_another_base_model_is_refused(webui: FamilyWebUI) -> None:  # 
     webui.options(sd_model_checkpoint=webui.checkpoint("FLUX"))
     with pytest.raises(RefusedError, match=r"made for SD1, but the loaded .* Flux"):
         webui.txt2img(PAIR, {}, **FLUX)
-
-
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_gguf(webui: FamilyWebUI, kind: str) -> None:  # noqa: F811
-    source = webui.family.checkpoint("FLUX")
-    parts = webui.add_gguf(source)
-    before = webui.call("/sdapi/v1/options")["forge_additional_modules"]
-    webui.options(sd_model_checkpoint=f"flux-{kind}.gguf", forge_additional_modules=list(map(str, parts)))
-    try:
-        _fuses_flux(webui, "content-flux", "style-flux")
-    finally:
-        webui.options(forge_additional_modules=before)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from klora.errors import KloraError, PairError
+from klora.errors import HostError, KloraError, PairError
 from klora.hosts.forge_family.reading import read_again
 from klora.hosts.model_patcher import files
 from klora.hosts.model_patcher.seam import Merge, ModelPatcherSeam
@@ -77,6 +77,7 @@ class ModelPatcherHost:
 
     def seam(self, p: Any, content: str, style: str) -> ModelPatcherSeam:
         """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
+        _refuse_same_model(p)
         model = p.sd_model
         found = (self._loaded(model, content), self._loaded(model, style))
         paths, owns = (found[0][0], found[1][0]), (found[0][1], found[1][1])
@@ -138,6 +139,17 @@ def _noted(model: Any) -> Mapping[str, files.Own]:
 
 def _checkpoint(model: Any) -> str | None:
     return getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
+
+
+def _refuse_same_model(p: Any) -> None:
+    from modules import shared
+
+    is_refined = getattr(p, "refiner_checkpoint_info", None) is not None
+    if is_refined and getattr(shared.opts, "refiner_fast_sd", False):
+        raise HostError(
+            "K-LoRA cannot follow a refiner that is read into the model while it samples; switch 'Reload "
+            "\"state_dict\" Only' off in the refiner's settings, or untick K-LoRA."
+        )
 
 
 def _load_again(p: Any) -> None:
