@@ -107,8 +107,8 @@ def _about(run: Run) -> str:
     """What was measured, in one paragraph."""
     return (
         f"{run.half.capitalize()} half. Subjects ({len(run.subjects)}): {', '.join(run.subjects)}. Style "
-        f"LoRAs ({len(run.styles)}): {', '.join(run.styles)}. Pairs with a true drawing: {len(run.pairs)}, with "
-        f"seeds {run.seeds[0]} to {run.seeds[-1]} each; {run.sampling.steps} steps, "
+        f"LoRAs ({len(run.styles)}): {', '.join(run.styles)}. Pairs with a true drawing: {len(run.pairs)}, "
+        f"with seeds {run.seeds[0]} to {run.seeds[-1]} each; {run.sampling.steps} steps, "
         f"guidance {run.sampling.guidance:g}. Prompt: both trigger words, such as `{run.pairs[0].prompt}`. "
         f"In brackets: {CONFIDENCE:.0%} intervals, bootstrapped over subjects ({DRAWS:,} draws). Subject and "
         "style: share of pictures that the judge names right, and its mean probability. Harmonic mean: of "
