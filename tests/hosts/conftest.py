@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
 
-from tests.hosts.family import NEO, REFORGE, FamilyWebUI, running
+from tests.hosts.family import FORGE, NEO, REFORGE, FamilyWebUI, make_gguf, running
 from tests.hosts.make_loras import make_loras
 from tests.hosts.server import WebUI, free_port, start
 
@@ -61,43 +61,13 @@ def models(a1111_root: Path, a1111_python: str, tmp_path_factory: pytest.TempPat
     return folder
 
 
-FORGE_FLAGS = [
-    *("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
-    *("--always-cpu", "--no-download-sd-model", "--no-hashing"),
-]
-
-
 @pytest.fixture(scope="session")
-def forge_root() -> Path:
-    """The Forge under test."""
-    folder = os.environ.get("KLORA_FORGE")
-    if not folder:
-        pytest.skip("set KLORA_FORGE to the folder of an installed Forge to run the tests on it")
-    return Path(folder)
-
-
-@pytest.fixture(scope="session")
-def forge(forge_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    """Forge, running, with small checkpoints and LoRAs of its own."""
-    python = os.environ.get("KLORA_FORGE_PYTHON") or str(forge_root / "venv" / "bin" / "python")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:
+    """Forge, running."""
     folder = tmp_path_factory.mktemp("forge")
-    models, data = folder / "models", folder / "data"
-    command = [python, str(HERE / "make_forge_models.py"), str(forge_root), str(models)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, cwd=forge_root, env=environment, capture_output=True)
-    (models / "loras").mkdir()
-    make_loras(models / "sd1-a.safetensors", models / "loras")
-    (data / "extensions").mkdir(parents=True)
-    (data / "extensions" / "sd-webui-klora").symlink_to(PROJECT)
-    (data / "extensions" / "klora-probe").symlink_to(HERE / "probe")
-    folders = ["--data-dir", data, "--ckpt-dir", models, "--lora-dir", models / "loras"]
-    flags = [*FORGE_FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
-    port = free_port()
-    process = start(python, forge_root, flags, data / "webui.log", port)
-    # Forge's API crashes on a hires pass that does not say which modules it uses.
-    yield WebUI(f"http://127.0.0.1:{port}", {"hr_additional_modules": ["Use same choices"]})
-    process.terminate()
-    process.wait(30)
+    make_gguf(FORGE, FORGE.models or folder / "models")
+    with running(FORGE, folder) as webui:
+        yield webui
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """Small random checkpoints for a Forge under test. Run by its own Python:
 
-    python make_forge_models.py FORGE_ROOT OUT_FOLDER [--gguf] [--full]
+    python make_forge_models.py FORGE_ROOT OUT_FOLDER [--full]
 
 Forge knows a checkpoint by sizes that cannot be chosen: 320 model channels, SD1's text encoder and VAE.
 What it reads off the file is how the channels are multiplied, so here they never are. ``sd1-a`` and
-``sd1-b`` have SD1's layout, 128 attention linears included. ``--gguf`` adds ``sd1-a`` in GGUF's formats,
+``sd1-b`` have SD1's layout, 128 attention linears included.
 ``--full`` makes only ``sd1-full``, with SD1.5's own channels.
 """
 
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 FORGE, OUT = Path(sys.argv[1]), Path(sys.argv[2])
-WITH_GGUF, FULL = "--gguf" in sys.argv, "--full" in sys.argv
+FULL = "--full" in sys.argv
 sys.argv = [sys.argv[0], "--always-cpu", "--cpu"]  # the host's modules read the command line when imported
 sys.path[:0] = [str(FORGE), str(FORGE / "packages_3rdparty"), str(FORGE / "modules_forge" / "packages")]
 
@@ -62,31 +62,10 @@ def shapes(channel_mult: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
-def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: str) -> None:
-    """The same checkpoint with the denoiser's matrices in GGUF's blocks of ``kind``, the rest in fp16."""
-    import gguf
-
-    wanted = gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(str(path), "sd1")
-    for name, tensor in tensors.items():
-        is_matrix = (
-            name.startswith("model.diffusion_model.") and name.endswith(".weight") and tensor.ndim == 2
-        )
-        if is_matrix and tensor.shape[1] % 32 == 0:
-            writer.add_tensor(name, gguf.quantize(tensor.float().numpy(), wanted), raw_dtype=wanted)
-        else:
-            writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def write(name: str, seed: int, channel_mult: list[int]) -> dict[str, torch.Tensor]:
-    """Write a checkpoint and return its tensors."""
+def write(name: str, seed: int, channel_mult: list[int]) -> None:
+    """Write a checkpoint."""
     tensors = {key: drawn(key, value, seed) for key, value in shapes(channel_mult).items()}
     save_file(tensors, str(OUT / f"{name}.safetensors"))
-    return tensors
 
 
 if __name__ == "__main__":
@@ -94,7 +73,5 @@ if __name__ == "__main__":
     if FULL:
         write("sd1-full", 4, [1, 2, 4, 4])
     else:
-        first = write("sd1-a", 1, [1, 1, 1, 1])
+        write("sd1-a", 1, [1, 1, 1, 1])
         write("sd1-b", 2, [1, 1, 1, 1])
-        for kind in ("Q8_0", "Q4_0") if WITH_GGUF else ():
-            write_gguf(OUT / f"sd1-a-{kind}.gguf", first, kind)

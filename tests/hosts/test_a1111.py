@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from klora.files.conversion import convert
 from tests.hosts.server import Answer, RefusedError, WebUI, left_half
@@ -319,6 +320,20 @@ def test_a_bad_job_is_refused_in_a_sentence(webui: WebUI, nan_lora: str, case: s
         webui.txt2img(prompt, settings)
     assert refused.value.status == 422
     assert webui.txt2img("a cat").pixels  # and the WebUI works on
+
+
+def test_a_pair_that_shares_no_attention_layer_is_refused(webui: WebUI, models: Path) -> None:
+    tensors = load_file(models / "loras" / "style-sd1-a.safetensors")
+    outside = {name: tensor for name, tensor in tensors.items() if "_attn" not in name}
+    assert outside
+    save_file(outside, models / "loras" / "outside.safetensors")
+    webui.call("/sdapi/v1/refresh-loras", {})
+    pair = f"a cat {CONTENT}<lora:outside:1>"
+    with pytest.raises(RefusedError, match="content-sd1-a and outside share no attention layer") as refused:
+        webui.txt2img(pair, {})
+    assert refused.value.status == 422
+    added = webui.txt2img(pair, {"incomplete": "add normally"})
+    assert added.pixels == webui.txt2img(pair).pixels
 
 
 def test_add_normally_says_so(webui: WebUI) -> None:

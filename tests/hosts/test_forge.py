@@ -43,8 +43,7 @@ def _plain_options(webui: WebUI) -> Iterator[None]:
     webui.call("/probe/arm", {})
 
 
-# Not the refiner: Forge builds another model in the middle of the pass, and would add both LoRAs to it.
-@pytest.mark.parametrize("kind", [one for one in PASSES if one != "refiner"])
+@pytest.mark.parametrize("kind", PASSES)
 def test_the_winner_everywhere_is_the_only_lora(webui: WebUI, kind: str) -> None:
     table.test_the_winner_everywhere_is_the_only_lora(webui, kind)
 
@@ -57,13 +56,6 @@ def _switched(webui: WebUI) -> None:
 
 _ENDS = {**ENDS, "checkpoint switch and back": _switched}
 _ENDS.pop("functional")
-_ENDS.pop("refiner")
-
-
-def test_a_refiner_is_refused_in_a_sentence(webui: WebUI) -> None:
-    with pytest.raises(RefusedError, match="cannot follow a refiner on Forge yet"):
-        webui.txt2img(PAIR, {}, **PASSES["refiner"])
-    assert webui.txt2img(PAIR, **PASSES["refiner"]).pixels  # without K-LoRA it works
 
 
 @pytest.mark.parametrize("end", _ENDS)
