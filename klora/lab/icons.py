@@ -62,6 +62,11 @@ SETS: dict[str, IconSet] = {
             "https://github.com/microsoft/fluentui-emoji",
         ),
         IconSet("fxemoji", "1.2.2", "Apache-2.0", "Mozilla", "https://github.com/mozilla/fxemoji"),
+        IconSet("fluent-emoji", "1.2.7", "MIT", "Microsoft", "https://github.com/microsoft/fluentui-emoji"),
+        IconSet("emojione", "1.2.3", "CC-BY-4.0", "Emoji One", "https://github.com/EmojiTwo/emojitwo"),
+        IconSet(
+            "emojione-monotone", "1.2.1", "CC-BY-4.0", "Emoji One", "https://github.com/EmojiTwo/emojitwo"
+        ),
     )
 }
 

@@ -61,9 +61,9 @@ RECIPES: dict[str, Recipe] = {
         *(_content(position, subject) for position, subject in enumerate(world.HELD_OUT_SUBJECTS)),
         Recipe("style-ink", "style", None, "ink", 8, 8, steps=400, batch=16),
         Recipe("style-blueprint", "style", None, "blueprint", 16, 8, steps=400, batch=16),
-        Recipe("style-neon", "style", None, "neon", 8, 4, steps=400, batch=16),
+        Recipe("style-porcelain", "style", None, "porcelain", 8, 4, steps=400, batch=16),
+        Recipe("style-riso", "style", None, "riso", 8, 8, steps=400, batch=16),
         Recipe("style-ink-whole", "style", None, "ink", 4, 4, WHOLE, steps=400, batch=16),
-        Recipe("style-firefox", "style", None, "firefox", 8, 8, steps=400, batch=16),
     )
 }
 

@@ -70,8 +70,7 @@ def train_autoencoder(job: Job) -> Loop:
     """Stage ``vae``: the autoencoder, then its decoder once more on what the lab draws."""
     loop = autoencoder.train(job.cache, AUTOENCODER_PLAN, job.minutes)
     if loop.finished:
-        styles = tuple(style for style in world.STYLES.values() if style.name != "neon")
-        drawn = autoencoder.pictures(job.cache, world.BASE_SUBJECTS, styles)
+        drawn = autoencoder.pictures(job.cache, world.BASE_SUBJECTS, tuple(world.STYLES.values()))
         autoencoder.refine(job.cache, drawn, DECODER_PLAN, job.minutes)
     return loop
 
