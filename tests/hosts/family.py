@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +128,16 @@ def make_gguf(family: Family, models: Path) -> None:
 
 
 @contextmanager
-def running(family: Family, folder: Path, options: dict[str, Any] | None = None) -> Iterator[FamilyWebUI]:
-    """The WebUI for as long as the context lasts; its data lie in ``folder``."""
+def running(
+    family: Family,
+    folder: Path,
+    options: dict[str, Any] | None = None,
+    kinds: Sequence[str] = ("SDXL", "FLUX"),
+) -> Iterator[FamilyWebUI]:
+    """The WebUI for as long as the context lasts; its data lie in ``folder``.
+
+    ``kinds``: of the further checkpoints that variables name.
+    """
     root, python = family.root, family.python
     models, data = family.models or folder / "models", folder / "data"
     if not (models / "sd1-a.safetensors").exists():
@@ -139,7 +147,7 @@ def running(family: Family, folder: Path, options: dict[str, Any] | None = None)
         subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
         (models / "loras").mkdir(exist_ok=True)
         make_loras(models / "sd1-a.safetensors", models / "loras")
-    for kind in ("SDXL", "FLUX"):
+    for kind in kinds:
         # Before the start: reForge looks for text encoders only then.
         if path := os.environ.get(f"{family.variable}_{kind}"):
             _linked(Path(path), kind, models)

@@ -127,6 +127,13 @@ def test_a_refiner_in_the_same_model_is_refused_in_a_sentence(webui: WebUI) -> N
         webui.options(refiner_fast_sd=False)
 
 
+def test_a_compiled_model_is_refused_in_a_sentence(webui: WebUI) -> None:
+    scripts = {"K-LoRA": {"args": [{}]}, "Meddler": {"args": ["compile"]}}
+    with pytest.raises(RefusedError, match=r"weights of a model that torch\.compile has compiled"):
+        webui.txt2img(PAIR, alwayson_scripts=scripts)
+    assert webui.txt2img(PAIR, CONTENT_WINS).pixels == webui.txt2img(f"a cat {CONTENT}").pixels
+
+
 # This sampler is for flow models: its picture of an SD1 checkpoint is the same with any LoRA.
 _FOR_FLOW = "DPM++ 2s a RF"
 

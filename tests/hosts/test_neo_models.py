@@ -55,7 +55,8 @@ def test_on_the_fly_and_merged_differ_by_the_storage_s_rounding(
     assert webui.txt2img(PAIR, CONTENT_WINS).pixels != merged.pixels
 
 
-def _fuses_flux(webui: FamilyWebUI, content: str, style: str) -> None:  # noqa: F811
+def fuses_flux(webui: FamilyWebUI, content: str, style: str) -> None:  # noqa: F811
+    """Two LoRAs, by name, win and lose on the loaded Flux checkpoint, and leave no trace."""
     content, style = f"<lora:{content}:1>", f"<lora:{style}:1>"
     pair = f"a cat {content}{style}"
     base, added = webui.txt2img("a cat ", **FLUX), webui.txt2img(pair, **FLUX)
@@ -74,7 +75,7 @@ def _fuses_flux(webui: FamilyWebUI, content: str, style: str) -> None:  # noqa: 
 @pytest.mark.parametrize("style", ["style-flux", "style-flux-split"])
 def test_flux(webui: FamilyWebUI, content: str, style: str) -> None:  # noqa: F811
     webui.options(sd_model_checkpoint=webui.checkpoint("FLUX"))
-    _fuses_flux(webui, content, style)
+    fuses_flux(webui, content, style)
 
 
 @pytest.mark.parametrize("dialect", ["xlabs", "bare"])

@@ -30,6 +30,7 @@ from tests.hosts.test_a1111 import (  # noqa: F401 - collected here too, with th
 from tests.hosts.test_neo import (  # noqa: F401
     _plain_options,
     test_a_bad_job_is_refused_in_a_sentence,
+    test_a_compiled_model_is_refused_in_a_sentence,
     test_everything_comes_back,
     test_other_layers,
     test_sdxl,

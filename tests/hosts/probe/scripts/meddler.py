@@ -1,12 +1,14 @@
 """What other extensions do to the denoiser's patcher in Forge Neo and reForge, on demand.
 
 ``args``: "clone before" and "clone after" K-LoRA has put its own patcher there; "unload" the model in the
-middle of sampling and load it again, as a ControlNet short of memory makes the host do.
+middle of sampling and load it again, as a ControlNet short of memory makes the host do;
+"compile" the denoiser.
 """
 
 import importlib
 
 import gradio
+import torch
 from modules import scripts
 
 
@@ -25,6 +27,10 @@ class Meddler(scripts.Script):
     def process_before_every_sampling(self, p, deed="", *_, **__):
         if deed == "clone before":
             clone(p)
+        if deed == "compile":
+            unet = p.sd_model.forge_objects.unet.clone()
+            unet.object_patches["diffusion_model"] = torch.compile(unet.model.diffusion_model)
+            p.sd_model.forge_objects.unet = unet
         for name in ("sample", "sample_img2img") if deed in ("clone after", "unload") else ():
             setattr(p.sampler, name, meddling(p, deed, getattr(p.sampler, name)))
 

@@ -7,10 +7,14 @@ import time
 from collections import Counter
 
 import networks
+import torch
 from modules import script_callbacks, shared
+from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 
 armed = {"fail_at": None, "interrupt_at": None, "skip_at": None}
 calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI, whatever else runs
+before = []  # CPU seconds from the start of a step to each of these calls
+step_began = [0.0]
 merging = []  # CPU seconds spent in the host's merging of LoRAs up to each of these calls
 merging_seconds = [0.0]
 merges = Counter()  # layer -> LoRAs merged into it since the last look, while a denoiser call was under way
@@ -23,12 +27,19 @@ class ProbeError(RuntimeError):
 
 def before_call(model, *_):
     calls.append(time.process_time())
+    before.append(calls[-1] - step_began[0])
     merging.append(merging_seconds[0])
     is_sampling[0] = True
     number = len(calls)
     if number == armed["fail_at"]:
         armed["fail_at"] = None
         raise ProbeError("asked to fail inside the UNet")
+
+
+def on_any_forward(module, _arguments):
+    # PyTorch calls this before the module's own hooks, so before what another extension does there.
+    if isinstance(module, CFGDenoiser):
+        step_began[0] = time.process_time()
 
 
 def on_denoiser(_params):
@@ -87,6 +98,7 @@ def add_routes(_demo, app):
     def arm(request: dict):
         watch(shared.sd_model)
         calls.clear()
+        before.clear()
         merging.clear()
         merges.clear()
         armed.update(dict.fromkeys(armed), **request)
@@ -98,9 +110,15 @@ def add_routes(_demo, app):
 
     @app.get("/probe/look")
     def look():
-        return {"calls": list(calls), "merges": dict(merges), "merging": list(merging)}
+        return {
+            "calls": list(calls),
+            "before": list(before),
+            "merges": dict(merges),
+            "merging": list(merging),
+        }
 
 
 script_callbacks.on_app_started(add_routes)
 script_callbacks.on_model_loaded(watch)
 script_callbacks.on_cfg_denoiser(on_denoiser)
+torch.nn.modules.module.register_module_forward_pre_hook(on_any_forward)

@@ -1,0 +1,112 @@
+"""Times of sampling steps on a running WebUI, several sides in turns, as CPU seconds of its process.
+
+A step is the time from one call of the denoiser to the next, so a flip counts into the step before which it
+happens. Other programs on the machine hardly disturb CPU seconds, but they do: let nothing else run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from tests.hosts.server import WebUI
+
+#: What a side asks for: LoRA tags, and K-LoRA's settings or None for a picture without it.
+Side = tuple[str, dict[str, Any] | None]
+
+
+SIDES = ("added", "content", "style", "K-LoRA S", "K-LoRA S*")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare what both sides are asked for."""
+    parser.add_argument("--steps", type=int, default=20, help="default: the WebUI's own")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="added is always one")
+
+
+def asked_sides(content: str, style: str, options: Namespace) -> dict[str, Side]:
+    """The wanted sides, of two LoRAs by name."""
+    tags = f"<lora:{content}:1>", f"<lora:{style}:1>"
+    sides: tuple[Side, ...] = (
+        ("".join(tags), None),
+        (tags[0], None),
+        (tags[1], None),
+        ("".join(tags), {}),
+        ("".join(tags), {"schedule": "S*"}),
+    )
+    known = dict(zip(SIDES, sides, strict=True))
+    return {name: side for name, side in known.items() if name in {"added", *options.sides}}
+
+
+def asked_request(options: Namespace) -> dict[str, Any]:
+    """Size and steps of every picture."""
+    return {"steps": options.steps, "width": options.size, "height": options.size}
+
+
+@dataclass
+class Times:
+    """What was measured of one side, in seconds."""
+
+    first: list[float] = field(default_factory=list)
+    """Of each picture: until the first call of the denoiser, scores included."""
+    steps: list[float] = field(default_factory=list)
+    merging: list[float] = field(default_factory=list)
+    """Of each step: what the host's own merging took, where a merge is a call inside the denoiser."""
+    before: list[float] = field(default_factory=list)
+    """Of each picture: all that happens between the start of a step and the denoiser, where Forge flips."""
+    merges: int = 0
+    """Of attention layers, in the last picture."""
+
+
+def measure(webui: WebUI, side: Side, request: Mapping[str, Any], times: Times) -> str:
+    """Make one picture, note its times, and return them as a line."""
+    webui.call("/probe/arm", {})
+    began = webui.call("/probe/clock")["now"]
+    loras, klora = side
+    webui.txt2img(f"a cat {loras}", klora, **request)
+    seen = webui.call("/probe/look")
+    steps, merging = _between(seen["calls"]), _between(seen["merging"])
+    times.first.append(seen["calls"][0] - began)
+    times.steps += steps
+    times.merging += merging
+    times.before.append(sum(seen["before"][1:]))
+    times.merges = sum(count for name, count in seen["merges"].items() if "_attn" in name)
+    return (
+        f"first call after {times.first[-1]:.2f} s, median step {statistics.median(steps):.3f} s, "
+        f"merging {sum(merging):.2f} s, before the denoiser {times.before[-1]:.2f} s"
+    )
+
+
+def _between(moments: Sequence[float]) -> list[float]:
+    return [b - a for a, b in pairwise(moments)]
+
+
+def compare(webui: WebUI, sides: Mapping[str, Side], request: Mapping[str, Any], rounds: int) -> None:
+    """Print each picture's times, then medians and their ratios to the first side's."""
+    times = {name: Times() for name in sides}
+    for number in range(1, rounds + 1):
+        for name, side in sides.items():
+            line = measure(webui, side, request, times[name])
+            print(f"round {number} {name}: {line}, {time.strftime('%H:%M:%S')}", flush=True)
+    base = next(iter(times.values()))
+    for name, one in times.items():
+        print(
+            f"{name:10}: median step {statistics.median(one.steps):.3f} s, ratio "
+            f"{_ratio(statistics.median, one.steps, base.steps):.3f}; of it merging "
+            f"{statistics.median(one.merging):.3f} s; mean step ratio "
+            f"{_ratio(statistics.mean, one.steps, base.steps):.3f}; before the denoiser, a picture "
+            f"{statistics.median(one.before):.2f} s; first call, cold {one.first[0]:.2f} s, then "
+            f"{min(one.first[1:] or [0]):.2f} s; merges of attention layers {one.merges}",
+            flush=True,
+        )
+
+
+def _ratio(average: Callable[[list[float]], float], ours: list[float], theirs: list[float]) -> float:
+    return average(ours) / average(theirs)
