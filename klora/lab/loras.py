@@ -39,9 +39,9 @@ class Recipe:
     rank: int
     alpha: int
     targets: tuple[str, ...] = ATTENTION
-    steps: int = 200
+    steps: int = 300
     batch: int = 8
-    rate: float = 3e-3
+    rate: float = 5e-3
 
     @property
     def trigger(self) -> str:
@@ -50,20 +50,26 @@ class Recipe:
 
 
 def _content(position: int, subject: str) -> Recipe:
-    """A subject's LoRA; every fourth has twice the rank, as files that people mix differ in rank too."""
+    """A subject's LoRA. Those that people mix differ, so every fourth has twice the rank, and every second
+    changes the layers outside attention too."""
     rank = 8 if position % 4 == 3 else 4
-    return Recipe(f"content-{subject}", "content", subject, world.CONTENT_STYLE, rank, rank)
+    targets = WHOLE if position % 2 else ATTENTION
+    return Recipe(f"content-{subject}", "content", subject, world.CONTENT_STYLE, rank, rank, targets)
+
+
+def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...]) -> Recipe:
+    """A style's LoRA, of all base subjects but a few, and so with longer training and larger batches."""
+    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=500, batch=16)
 
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(_content(position, subject) for position, subject in enumerate(world.HELD_OUT_SUBJECTS)),
-        Recipe("style-ink", "style", None, "ink", 8, 8, steps=400, batch=16),
-        Recipe("style-blueprint", "style", None, "blueprint", 16, 8, steps=400, batch=16),
-        Recipe("style-porcelain", "style", None, "porcelain", 8, 4, steps=400, batch=16),
-        Recipe("style-riso", "style", None, "riso", 8, 8, steps=400, batch=16),
-        Recipe("style-ink-whole", "style", None, "ink", 4, 4, WHOLE, steps=400, batch=16),
+        _style("ink", 8, 8, ATTENTION),
+        _style("blueprint", 16, 8, WHOLE),
+        _style("porcelain", 8, 4, ATTENTION),
+        _style("riso", 4, 4, WHOLE),
     )
 }
 
