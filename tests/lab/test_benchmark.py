@@ -82,7 +82,7 @@ def test_a_table_for_another_number_of_steps_is_refused(maker: Maker, pair: pair
 
 def test_other_layers_count_where_both_change_them(weights: Path, pair: pairs.Pair) -> None:
     assert attention_only(pair)
-    whole = pairs.recipe_of("style", "ink-whole")
+    whole = pairs.recipe_of("style", "riso")
     assert not attention_only(replace(pair, content=whole, style=whole))
 
 

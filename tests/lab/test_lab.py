@@ -136,7 +136,7 @@ def test_loop_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
 
 def test_lora_names_are_kohyas_and_merging_restores(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    recipe = loras.RECIPES["style-ink-whole"]
+    recipe = loras.RECIPES["style-riso"]
     denoiser = model.build_denoiser().requires_grad_(False)
     denoiser.add_adapter(peft.LoraConfig(r=recipe.rank, target_modules=list(recipe.targets)))
     named = loras.kohya_tensors(peft.get_peft_model_state_dict(denoiser), recipe.alpha)

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from klora.lab import truth
-from klora.lab.autoencoder import to_signed
 from klora.lab.benchmark.making import Maker, Store
 from klora.lab.benchmark.methods import Method
+from klora.lab.distance import Distance, feature_distance
 from klora.lab.judges import STYLE_NAMES, SUBJECTS, Judges
 from klora.lab.pairs import Pair
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""Perceptual distance of pictures from true ones, both [n, 3, 64, 64] in bytes: [n], 0 if equal."""
-
 MEASURES = ("subject", "style", "both", "subject_probability", "style_probability", "distance", "seconds")
 """Per picture: named right by the judge of subjects, of styles, of both (0 or 1); the judges' probability."""
-
-
-def feature_distance(judges: Judges) -> Distance:
-    """Mean over both judges of the cosine distance of what their last layer reads, 0 to 2."""
-
-    @torch.no_grad()
-    def distance(made: Tensor, true: Tensor) -> Tensor:
-        apart = [
-            1 - functional.cosine_similarity(judge.features(to_signed(made)), judge.features(to_signed(true)))  # type: ignore[operator]
-            for judge in (judges.subject, judges.style)
-        ]
-        return torch.stack(apart).mean(0)
-
-    return distance
 
 
 @dataclass(frozen=True)
