@@ -73,7 +73,9 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:
 @pytest.fixture(scope="session")
 def neo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:
     """Forge Neo, running."""
-    with running(NEO, tmp_path_factory.mktemp("neo")) as webui:
+    folder = tmp_path_factory.mktemp("neo")
+    make_gguf(NEO, NEO.models or folder / "models")
+    with running(NEO, folder) as webui:
         yield webui
 
 

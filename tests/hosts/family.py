@@ -78,7 +78,7 @@ NEO = Family(
     "KLORA_NEO",
     ("make_forge_models.py",),
     ("--cpu", "--disable-gpu-warning", "--skip-python-version-check", "--skip-version-check", "--no-hashing"),
-    ("--ckpt-dirs", "--lora-dirs"),
+    ("--ckpt-dirs", "--lora-dirs", "--vae-dirs"),
     {"hr_additional_modules": ["Use same choices"]},
 )
 REFORGE = Family(

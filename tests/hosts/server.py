@@ -36,6 +36,10 @@ class Answer:
         """The largest difference between the two first pictures in a channel of a pixel, 0 to 255."""
         return max(abs(a - b) for a, b in zip(self.raw, other.raw, strict=True))
 
+    def mean_distance(self, other: Answer) -> float:
+        """The mean difference between the two first pictures, 0 to 255."""
+        return sum(abs(a - b) for a, b in zip(self.raw, other.raw, strict=True)) / len(self.raw)
+
 
 class RefusedError(Exception):
     """The API refused a job; ``status`` and ``text`` are its answer."""

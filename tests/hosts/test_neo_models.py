@@ -88,6 +88,43 @@ def test_flux_in_dialects_that_the_host_cannot_read(webui: FamilyWebUI, dialect:
         assert fused.distance(plain) <= 2
 
 
+@pytest.fixture
+def gguf(webui: FamilyWebUI) -> Iterator[Callable[[str, str], None]]:  # noqa: F811
+    """Loads the Flux checkpoint in one of GGUF's formats, with LoRAs in one of the host's ways."""
+    webui.checkpoint("FLUX")
+    parts = sorted(str(part) for part in (webui.models / "modules").glob("*.safetensors"))
+    assert len(parts) == 3
+
+    def load(kind: str, way: str) -> None:
+        webui.options(forge_unet_storage_dtype=way, forge_additional_modules=parts)
+        # Forge writes what it merges into GGUF's blocks, of which its backup on a CPU is a part.
+        webui.options(sd_model_checkpoint="sd1-a.safetensors")
+        webui.options(sd_model_checkpoint=f"flux-{kind}.gguf")
+
+    yield load
+    webui.options(forge_unet_storage_dtype="Automatic", forge_additional_modules=[])
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_gguf_on_the_fly(
+    webui: FamilyWebUI,  # noqa: F811
+    gguf: Callable[[str, str], None],
+    kind: str,
+) -> None:
+    gguf(kind, "Automatic (fp16 LoRA)")
+    fuses_flux(webui, "content-flux", "style-flux")
+    fuses_flux(webui, "content-flux", "style-flux-split")
+
+
+def test_gguf_into_which_the_host_merges_is_refused_in_a_sentence(
+    webui: FamilyWebUI,  # noqa: F811
+    gguf: Callable[[str, str], None],
+) -> None:
+    gguf("Q8_0", "Automatic")
+    with pytest.raises(RefusedError, match=r"choose 'Automatic .fp16 LoRA.' in 'Diffusion in Low Bits'"):
+        webui.txt2img("a cat <lora:content-flux:1><lora:style-flux:1>", {}, **FLUX)
+
+
 def test_lora_for_another_base_model_is_refused(webui: FamilyWebUI) -> None:  # noqa: F811
     webui.options(sd_model_checkpoint=webui.checkpoint("FLUX"))
     with pytest.raises(RefusedError, match=r"made for SD1, but the loaded .* Flux"):

@@ -105,8 +105,12 @@ def is_gguf(parameter: Tensor) -> bool:
 
 
 def _refuse_quantised(name: str, parameter: nn.Parameter) -> None:
-    is_quantised = is_gguf(parameter) or hasattr(parameter, "quant_state")
-    if is_quantised or not parameter.is_floating_point():
+    if is_gguf(parameter):
+        raise HostError(
+            "K-LoRA cannot exchange weights of a GGUF checkpoint into which this WebUI merges LoRAs; choose "
+            "'Automatic (fp16 LoRA)' in 'Diffusion in Low Bits', or untick K-LoRA."
+        )
+    if hasattr(parameter, "quant_state") or not parameter.is_floating_point():
         raise HostError(
             f"K-LoRA cannot exchange weights of this checkpoint, which is quantised ({name} is "
             f"{parameter.dtype}); load it in fp16, bf16, fp8 or as GGUF, or untick K-LoRA."
