@@ -128,14 +128,23 @@ _ATTENTION_LINEAR = re.compile(
     r".+\.attn[12]?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|to_qkv|to_added_qkv)"
 )
 
+#: In models that have no canonical names here, such as Lumina, Z-Image and Wan: by the usual words.
+_ATTENTION_LINEAR_ELSEWHERE = re.compile(
+    r"diffusion_model\..+\.(?:\w+_)?(?:attn|attention)[12]?"
+    r"\.(?:[qkvo]|qkv|kv|out|proj|to_[qkv]|to_out(?:\.0)?|(?:q|k|v|o|kv|qkv|out|output)_proj)"
+)
+
 
 def is_attention(name: str) -> bool:
     """Whether the layer is a linear of an attention: q, k, v or output, fused or not.
 
+    A name that is not canonical, under ``diffusion_model.``, is judged by the words that models use.
+
     Flux's ``single_transformer_blocks.N.proj_out`` is not: of its input columns four fifths are the MLP's.
     The fused ``to_qkv_mlp`` is not either, as a whole; three of its parts are.
     """
-    return _ATTENTION_LINEAR.fullmatch(name) is not None
+    words = _ATTENTION_LINEAR_ELSEWHERE if name.startswith("diffusion_model.") else _ATTENTION_LINEAR
+    return words.fullmatch(name) is not None
 
 
 _THREE_BY_THREE = re.compile(r"conv_in|conv_out|.+\.resnets\.\d+\.conv[12]|.+\.(?:down|up)samplers\.0\.conv")

@@ -1,0 +1,63 @@
+"""Denoisers that the engine has no names for, as Forge Neo runs them: attention is found by its words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from klora.hosts.forge_family import contested_layers
+
+#: Host's name of a weight in the model -> whether it is a linear of an attention.
+LAYERS = {
+    "layers.0.attention.qkv": True,  # Lumina, Z-Image
+    "layers.0.attention.out": True,
+    "layers.0.feed_forward.w1": False,
+    "layers.0.adaLN_modulation.1": False,
+    "blocks.0.self_attn.q": True,  # Wan
+    "blocks.0.cross_attn.o": True,
+    "blocks.0.ffn.0": False,
+    "blocks.1.self_attn.output_proj": True,  # Cosmos, Anima
+    "transformer_blocks.0.attn.to_q": True,  # Qwen-Image
+    "transformer_blocks.0.attn.add_k_proj": True,
+    "transformer_blocks.0.img_mlp.net.2": False,
+    "transformer_blocks.0.img_mod.1": False,
+}
+
+
+def _model() -> nn.Module:
+    """A model with linears of these names, under ``diffusion_model``."""
+    root = nn.Module()
+    for path in LAYERS:
+        module: nn.Module = root
+        for part in ("diffusion_model", *path.split(".")[:-1]):
+            if not hasattr(module, part):
+                module.add_module(part, nn.Module())
+            module = getattr(module, part)
+        module.add_module(path.rpartition(".")[2], nn.Linear(8, 24, bias=False))
+    return root
+
+
+def _lora(path: Path) -> str:
+    tensors = {}
+    for name in LAYERS:
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.ones(2, 8)
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = torch.ones(24, 2)
+    save_file(tensors, path)
+    return str(path)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> dict[str, bool]:
+    """Canonical or host's name of every contested layer -> whether it counts as attention."""
+    files = (_lora(tmp_path / "content.safetensors"), _lora(tmp_path / "style.safetensors"))
+    touched = [f"diffusion_model.{name}.weight" for name in LAYERS]
+    layers = contested_layers(_model(), files, (touched, touched))
+    return {name.removeprefix("diffusion_model."): one.view.attention for name, one in layers.items()}
+
+
+def test_every_linear_is_contested_and_attention_is_told_by_its_words(found: dict[str, bool]) -> None:
+    assert found == LAYERS
