@@ -59,7 +59,7 @@ def _content(position: int, subject: str) -> Recipe:
 
 def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...]) -> Recipe:
     """A style's LoRA, of all base subjects but a few, and so with longer training and larger batches."""
-    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=500, batch=16)
+    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=1000, batch=16)
 
 
 RECIPES: dict[str, Recipe] = {
