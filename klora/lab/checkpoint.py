@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from klora.errors import KloraError
 from klora.lab import tokens
 from klora.lab.model import (
     AUTOENCODER,
@@ -157,13 +158,22 @@ def write_text_folder(folder: Path) -> None:
 
 
 def install(weights: Path, webui: Path) -> Path:
-    """Put the checkpoint, its settings and its text encoder's folder where a WebUI looks for checkpoints."""
+    """Put the checkpoint, its settings, its text encoder's folder and the LoRAs where a WebUI looks for them.
+
+    Raises `KloraError` if ``webui`` is no WebUI's folder.
+    """
     import shutil
 
     target = webui / "models" / "Stable-diffusion"
+    if not target.is_dir():
+        raise KloraError(f"{webui} is no WebUI's folder: it has no models/Stable-diffusion; name another.")
     for suffix in (".safetensors", ".yaml"):
         shutil.copy2(weights / f"{NAME}{suffix}", target / f"{NAME}{suffix}")
     write_text_folder(target / NAME)
+    loras = webui / "models" / "Lora"
+    loras.mkdir(exist_ok=True)
+    for file in sorted((weights / "loras").glob("*.safetensors")):
+        shutil.copy2(file, loras / file.name)
     return target / f"{NAME}.safetensors"
 
 

@@ -1,0 +1,90 @@
+"""The lab's checkpoint and LoRAs in the real AUTOMATIC1111: pictures are worth what they are in the lab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers", reason="the lab needs diffusers: install the extra 'lab'")
+
+from klora.lab import checkpoint, pairs, samples
+from klora.lab.__main__ import WEIGHTS
+from klora.lab.benchmark.making import Maker, Sampling
+from klora.lab.benchmark.methods import method
+from klora.lab.benchmark.scoring import score
+from klora.lab.distance import feature_distance
+from klora.lab.judges import Judges
+from tests.hosts.server import WebUI
+
+SEEDS = tuple(range(16))
+CONTENT, STYLE = "penguin", "ink"
+
+#: Method of the benchmark -> which of the two LoRAs the prompt calls, and K-LoRA's settings.
+SIDES: dict[str, tuple[tuple[bool, bool], dict[str, Any] | None]] = {
+    "content only": ((True, False), None),
+    "style only": ((False, True), None),
+    "added 1+1": ((True, True), None),
+    "K-LoRA S": ((True, True), {}),
+    "K-LoRA S*": ((True, True), {"schedule": "S*"}),
+}
+
+
+@pytest.fixture(scope="module")
+def lab(webui: WebUI, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    """The WebUI with the lab's checkpoint loaded. Nothing is written into the installation."""
+    place = tmp_path_factory.mktemp("lab")
+    (place / "models" / "Stable-diffusion").mkdir(parents=True)
+    installed = checkpoint.install(WEIGHTS, place)
+    settings = installed.with_suffix(".yaml").read_text()
+    folder = f"models/Stable-diffusion/{checkpoint.NAME}"
+    assert folder in settings
+    (models / f"{checkpoint.NAME}.yaml").write_text(settings.replace(folder, str(installed.with_suffix(""))))
+    (models / installed.name).symlink_to(installed)
+    for file in (place / "models" / "Lora").iterdir():
+        (models / "loras" / file.name).symlink_to(file)
+    for what in ("checkpoints", "loras"):
+        webui.call(f"/sdapi/v1/refresh-{what}", {})
+    webui.options(sd_model_checkpoint=installed.name)
+    yield webui
+    webui.options(sd_model_checkpoint="sd1-a.safetensors")
+
+
+def _pictures(webui: WebUI, pair: pairs.Pair, side: str) -> Tensor:
+    """Pictures [seeds, 3, 64, 64] in bytes, made as the lab makes them."""
+    called, settings = SIDES[side]
+    names = (pair.content.name, pair.style.name)
+    tags = "".join(f"<lora:{name}:1>" for name, wanted in zip(names, called, strict=True) if wanted)
+    made = []
+    for seed in SEEDS:
+        answer = webui.txt2img(
+            f"{pair.prompt}{tags}",
+            settings,
+            seed=seed,
+            steps=samples.STEPS,
+            cfg_scale=samples.GUIDANCE,
+            sampler_name="DPM++ 2M",
+            scheduler="Uniform",
+        )
+        made.append(torch.frombuffer(bytearray(answer.raw), dtype=torch.uint8).reshape(64, 64, 3))
+    return torch.stack(made).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_picture_is_worth_what_it_is_in_the_lab(lab: WebUI, side: str) -> None:
+    pair = pairs.make_pair(CONTENT, STYLE, WEIGHTS / "loras")
+    judges = Judges.load(WEIGHTS / "judges.safetensors")
+    ours = Maker(Sampling(WEIGHTS)).make(pair, method(side), SEEDS).pictures
+    theirs = _pictures(lab, pair, side)
+    found = [score(judges, feature_distance(judges), pair, one) for one in (ours, theirs)]
+    for measure in ("subject", "style"):
+        here, there = (float(one[measure].mean()) for one in found)
+        print(f"{side}: {measure} {here:.3f} in the lab, {there:.3f} in the WebUI")
+        # Two shares of sixteen pictures differ by so much by chance in one of twenty cases.
+        assert abs(here - there) <= 0.35
+    apart = (ours.float() - theirs.float()).abs().mean()
+    print(f"{side}: mean difference of the pictures {apart:.1f} of 255")
