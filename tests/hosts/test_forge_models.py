@@ -22,7 +22,7 @@ from tests.hosts.test_neo_models import (  # noqa: F401 - collected here too, wi
 )
 
 
-@pytest.mark.parametrize(("kind", "share"), [("Q8_0", 0.1), ("Q4_0", 0.6)])
+@pytest.mark.parametrize(("kind", "share"), [("Q8_0", 0.02), ("Q4_0", 0.2)])
 def test_gguf_merged_by_the_host_differs_by_its_rounding(
     webui: FamilyWebUI,  # noqa: F811
     gguf: Callable[[str, str], None],  # noqa: F811
@@ -37,5 +37,4 @@ def test_gguf_merged_by_the_host_differs_by_its_rounding(
             gguf(kind, "Automatic")
             pictures.append(webui.txt2img(f"a cat {prompt}", klora, **FLUX))
         fused, only, other = pictures
-        print(kind, winner, fused.mean_distance(only), only.mean_distance(other))
         assert fused.mean_distance(only) <= share * only.mean_distance(other)

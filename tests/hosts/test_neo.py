@@ -131,7 +131,7 @@ def test_a_compiled_model_is_refused_in_a_sentence(webui: WebUI) -> None:
     scripts = {"K-LoRA": {"args": [{}]}, "Meddler": {"args": ["compile"]}}
     with pytest.raises(RefusedError, match=r"weights of a model that torch\.compile has compiled"):
         webui.txt2img(PAIR, alwayson_scripts=scripts)
-    assert webui.txt2img(PAIR, CONTENT_WINS).pixels == webui.txt2img(f"a cat {CONTENT}").pixels
+    _switched(webui)  # the sentence says so, because a failed job leaves the compiled model in place
 
 
 # This sampler is for flow models: its picture of an SD1 checkpoint is the same with any LoRA.
