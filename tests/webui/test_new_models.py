@@ -1,4 +1,4 @@
-"""Denoisers that the engine has no names for, as Forge Neo runs them: attention is found by its words."""
+"""Denoisers out of the ordinary: without names in the engine, as Forge Neo runs them, or quantised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from klora.errors import HostError
 from klora.hosts.forge_family import contested_layers
 
 #: Host's name of a weight in the model -> whether it is a linear of an attention.
@@ -51,13 +52,32 @@ def _lora(path: Path) -> str:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> dict[str, bool]:
+def files(tmp_path: Path) -> tuple[str, str]:
+    """A content and a style LoRA that change all layers."""
+    return _lora(tmp_path / "content.safetensors"), _lora(tmp_path / "style.safetensors")
+
+
+TOUCHED = [f"diffusion_model.{name}.weight" for name in LAYERS]
+
+
+@pytest.fixture
+def found(files: tuple[str, str]) -> dict[str, bool]:
     """Canonical or host's name of every contested layer -> whether it counts as attention."""
-    files = (_lora(tmp_path / "content.safetensors"), _lora(tmp_path / "style.safetensors"))
-    touched = [f"diffusion_model.{name}.weight" for name in LAYERS]
-    layers = contested_layers(_model(), files, (touched, touched))
+    layers = contested_layers(_model(), files, (TOUCHED, TOUCHED))
     return {name.removeprefix("diffusion_model."): one.view.attention for name, one in layers.items()}
 
 
 def test_every_linear_is_contested_and_attention_is_told_by_its_words(found: dict[str, bool]) -> None:
     assert found == LAYERS
+
+
+@pytest.mark.parametrize(
+    ("mark", "sentence"), [("gguf_cls", "fp16 LoRA"), ("quant_state", "load it in fp16")]
+)
+def test_quantised_weights_that_cannot_be_exchanged_are_refused_with_a_remedy(
+    files: tuple[str, str], mark: str, sentence: str
+) -> None:
+    model = _model()
+    setattr(model.get_parameter(TOUCHED[0]), mark, object())
+    with pytest.raises(HostError, match=sentence):
+        contested_layers(model, files, (TOUCHED, TOUCHED))
