@@ -59,7 +59,7 @@ def _content(position: int, subject: str) -> Recipe:
 
 def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...]) -> Recipe:
     """A style's LoRA, of all base subjects but a few, and so with longer training and larger batches."""
-    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=1000, batch=16)
+    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=3000, batch=16)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -67,7 +67,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         *(_content(position, subject) for position, subject in enumerate(world.HELD_OUT_SUBJECTS)),
         _style("ink", 8, 8, ATTENTION),
-        _style("blueprint", 16, 8, WHOLE),
+        _style("blueprint", 8, 4, WHOLE),
         _style("porcelain", 8, 4, ATTENTION),
         _style("riso", 4, 4, WHOLE),
     )
