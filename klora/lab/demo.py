@@ -13,7 +13,8 @@ from klora.errors import KloraError
 from klora.lab import checkpoint, samples, sheets, truth
 from klora.lab.benchmark.making import Maker, Sampling, applied
 from klora.lab.benchmark.methods import Method, method
-from klora.lab.benchmark.scoring import feature_distance, score
+from klora.lab.benchmark.scoring import score
+from klora.lab.distance import feature_distance
 from klora.lab.judges import Judges
 from klora.lab.loras import RECIPES
 from klora.lab.pairs import Pair, make_pair, short_name
