@@ -57,9 +57,9 @@ def _content(position: int, subject: str) -> Recipe:
     return Recipe(f"content-{subject}", "content", subject, world.CONTENT_STYLE, rank, rank, targets)
 
 
-def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...]) -> Recipe:
+def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...], steps: int = 3000) -> Recipe:
     """A style's LoRA, of all base subjects but a few, and so with longer training and larger batches."""
-    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=3000, batch=16)
+    return Recipe(f"style-{style}", "style", None, style, rank, alpha, targets, steps=steps, batch=16)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -69,7 +69,7 @@ RECIPES: dict[str, Recipe] = {
         _style("ink", 8, 8, ATTENTION),
         _style("blueprint", 8, 4, WHOLE),
         _style("porcelain", 8, 4, ATTENTION),
-        _style("riso", 4, 4, WHOLE),
+        _style("riso", 4, 4, WHOLE, steps=1000),
     )
 }
 
