@@ -6,9 +6,9 @@ What is kept out, for the accuracies that `train` reports:
 
 - Style judge: all drawings of the lab's held-out subjects, and of every tenth of 900 subjects outside the
   lab's world. Its accuracy is so on pictures of things it has never seen.
-- Subject judge: one drawing of three in four base subjects, in a style that rotates over the lab's eight. In
-  noto, twemoji and vintage the judge has seen no drawing of this subject by that set ("by an unseen hand",
-  the hard cases, one in six). In the other styles it has seen the same shapes in a sibling style. That is
+- Subject judge: one drawing of three in four base subjects, in a style that rotates over the lab's seven. In
+  vintage the judge has seen no drawing of this subject by that set ("by an unseen hand", the hard cases). In
+  the other styles it has seen the same shapes in a sibling style or set. That is
   close to what the lab asks of it: to name one of the subjects it knows, in one of the lab's styles. Both
   figures are reported. It must know the held-out subjects in all styles, so that none of their drawings are
   kept out; for them distortions that it has not met are reported.

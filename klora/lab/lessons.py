@@ -21,13 +21,16 @@ OTHER_HANDS: tuple[Style, ...] = (
     Style("emojione-monotone", "", "emojione-monotone", on_white),
     Style("fxemoji", "", "fxemoji", on_white),
     Style("fluent-emoji", "", "fluent-emoji", on_white),
+    Style("noto", "", "noto", on_white),
+    Style("twemoji", "", "twemoji", on_white),
 )
-"""Sets that only the subject judge sees: more ways to draw a subject. The last shares fluent's geometry."""
+"""Sets that only the subject judge sees: more ways to draw a subject. Two share a
+style's geometry: fluent-emoji that of `fluent`, twemoji that of `sepia`."""
 
 SOURCES: tuple[Style, ...] = (*world.STYLES.values(), *OTHER_HANDS)
-OWN_GEOMETRY: tuple[str, ...] = ("noto", "twemoji", "vintage")
+OWN_GEOMETRY: tuple[str, ...] = ("vintage",)
 """Styles of a set that nothing else in the lessons is drawn from."""
-_OTHER_SOURCES: tuple[str, ...] = (*(name for name in STYLE_NAMES if name != "blueprint"), "emojione")
+_OTHER_SOURCES: tuple[str, ...] = (*STYLE_NAMES, "emojione", "noto", "twemoji")
 """What subjects outside the lab's world are drawn in, to teach the judges to look."""
 
 
@@ -80,7 +83,7 @@ def all_drawings(cache: Path) -> Drawings:
 def kept_out_of_subjects(drawings: Drawings) -> Tensor:
     """True for what the subject judge does not learn from, [n]: one drawing of three in four base subjects.
 
-    Its style rotates over the lab's eight. In `OWN_GEOMETRY` the judge has seen no drawing of the subject by
+    Its style rotates over the lab's seven. In `OWN_GEOMETRY` the judge has seen no drawing of the subject by
     that set, and only every third turn is kept out: the judge is to know the subjects of the lab in all
     hands. In the other styles it has seen the same shapes in a sibling style.
     """

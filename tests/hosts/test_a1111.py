@@ -228,6 +228,7 @@ def test_sdxl(webui: WebUI) -> None:
     assert webui.txt2img(pair, {}).pixels != webui.txt2img(pair).pixels
 
 
+@pytest.mark.timeout(3600)  # reForge has some seventy samplers, three pictures each
 def test_every_sampler(webui: WebUI) -> None:
     wrong = []
     samplers = [one["name"] for one in webui.call("/sdapi/v1/samplers")]

@@ -22,7 +22,7 @@ from klora.lab.judges import Judges
 from tests.hosts.server import WebUI
 
 SEEDS = tuple(range(16))
-CONTENT, STYLE = "penguin", "ink"
+CONTENT, STYLE = "penguin", "porcelain"
 
 #: Method of the benchmark -> which of the two LoRAs the prompt calls, and K-LoRA's settings.
 SIDES: dict[str, tuple[tuple[bool, bool], dict[str, Any] | None]] = {

@@ -140,6 +140,7 @@ def test_a_compiled_model_is_refused_in_a_sentence(webui: WebUI) -> None:
 _FOR_FLOW = "DPM++ 2s a RF"
 
 
+@pytest.mark.timeout(3600)  # many samplers, three pictures each
 def test_every_sampler(webui: WebUI) -> None:
     wrong = []
     for sampler in (one["name"] for one in webui.call("/sdapi/v1/samplers")):

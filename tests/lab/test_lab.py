@@ -32,7 +32,7 @@ def test_no_held_out_word_is_in_a_base_prompt() -> None:
 
 
 def test_prompts() -> None:
-    assert world.prompt("hot-dog", world.STYLES["noto"]) == "hot dog, noto style"
+    assert world.prompt("hot-dog", world.STYLES["fluent"]) == "hot dog, fluent style"
     assert world.prompt("fox") == "fox"
 
 
@@ -51,8 +51,8 @@ def test_tokenizer_is_clips() -> None:
 
 
 def test_words_find_their_rows() -> None:
-    words = Words.of(["fox, noto style", ""])
-    encoded = tokens.encode(["fox, noto style"])
+    words = Words.of(["fox, fluent style", ""])
+    encoded = tokens.encode(["fox, fluent style"])
     assert torch.equal(words.numbers[words.rows(encoded)], encoded)
 
 
