@@ -57,14 +57,21 @@ def _content(position: int, subject: str) -> Recipe:
     return Recipe(f"content-{subject}", "content", subject, world.CONTENT_STYLE, rank, rank, targets)
 
 
-def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...] = WHOLE, steps: int = 1500) -> Recipe:
+def _style(
+    style: str,
+    rank: int,
+    alpha: int,
+    targets: tuple[str, ...] = WHOLE,
+    steps: int = 1500,
+    rate: float = 2e-3,
+) -> Recipe:
     """A style's LoRA, of all base subjects but a few, and so with longer training and larger batches.
 
     Its rate is lower than a subject's: at 5e-3 the style comes sooner, but subjects that the training never
     showed lose their shapes.
     """
     name = f"style-{style}"
-    return Recipe(name, "style", None, style, rank, alpha, targets, steps=steps, batch=16, rate=2e-3)
+    return Recipe(name, "style", None, style, rank, alpha, targets, steps=steps, batch=16, rate=rate)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -74,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
         # None for ink: alone it reached style 1.0 but subject 0.42, as latents of 8 x 8 hold no thin lines.
         _style("porcelain", 8, 8),
         _style("riso", 8, 8),
-        _style("ember", 8, 8),
+        _style("ember", 8, 8, steps=2200, rate=3e-3),
     )
 }
 

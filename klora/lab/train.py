@@ -108,7 +108,8 @@ def improve_base(job: Job) -> None:
 
 def train_judges(job: Job) -> None:
     """Stage ``judges``: both classifiers and their accuracy."""
-    for name, accuracy in judges.train(job.cache).items():
+    autoencoder = checkpoint.load(job.out / f"{checkpoint.NAME}.safetensors").autoencoder
+    for name, accuracy in judges.train(job.cache, autoencoder).items():
         print(f"{name}: {accuracy:.3f}")
     judges.Judges.from_cache(job.cache).save(job.out / "judges.safetensors")
 

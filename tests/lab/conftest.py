@@ -52,5 +52,5 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pair(weights: Path) -> pairs.Pair:
-    """The first subject and the first style: both LoRAs change attention only."""
+    """The first subject, whose LoRA changes attention alone, and the first style, whose LoRA changes more."""
     return pairs.make_pair(SUBJECTS[0], pairs.default_styles()[0], weights / "loras")

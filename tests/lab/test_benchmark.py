@@ -34,7 +34,10 @@ def _pictures(maker: Maker, pair: pairs.Pair, name: str, seeds: Sequence[int] = 
     return maker.make(pair, methods.method(name), seeds).pictures
 
 
-def test_where_content_wins_all_the_picture_is_that_of_content_alone(maker: Maker, pair: pairs.Pair) -> None:
+def test_where_content_wins_all_the_picture_is_that_of_content_alone(maker: Maker, weights: Path) -> None:
+    # Two LoRAs that change the same layers: what only one of them changes would stay with it.
+    pair = pairs.make_pair(SUBJECTS[1], pairs.default_styles()[0], weights / "loras")
+    assert pair.content.targets == pair.style.targets
     fused = _pictures(maker, pair, "K-LoRA alpha=0 beta=0")
     alone = _pictures(maker, pair, "content only")
     assert (fused.int() - alone.int()).abs().max() <= 1  # two roundings of the same sum
