@@ -81,7 +81,7 @@ def all_drawings(cache: Path) -> Drawings:
 
 
 def kept_out_of_subjects(drawings: Drawings) -> Tensor:
-    """True for what the subject judge does not learn from, [n]: one drawing of three in four base subjects.
+    """True for what the subject judge does not learn from, [n]: one drawing of nine in ten base subjects.
 
     Its style rotates over the lab's seven. In `OWN_GEOMETRY` the judge has seen no drawing of the subject by
     that set, and only every third turn is kept out: the judge is to know the subjects of the lab in all

@@ -39,7 +39,8 @@ def test_every_kept_out_drawing_is_of_another_base_subject() -> None:
     drawings = _labels()
     kept = drawings.where(lessons.kept_out_of_subjects(drawings))
     assert len(set(kept.subject.tolist())) == len(kept.subject)
-    assert 0.7 * BASE < len(kept.subject) < 0.8 * BASE
+    # One style in seven is of an unseen hand, of which two turns in three are learnt: 19 of 21 are left.
+    assert len(kept.subject) == pytest.approx(BASE * 19 / 21, abs=2)
     assert kept.subject.max() < BASE
     assert set(kept.style.tolist()) == set(range(len(world.STYLES)))
 
@@ -48,7 +49,7 @@ def test_an_unseen_hand_draws_nothing_else_for_the_subject_judge() -> None:
     drawings = _labels()
     kept = drawings.where(lessons.kept_out_of_subjects(drawings))
     strange = kept.where(lessons.by_an_unseen_hand(kept))
-    assert len(strange.subject) >= 30
+    assert len(strange.subject) == pytest.approx(BASE / 21, abs=1)
     sets = [source.set_name for source in lessons.SOURCES]
     assert all(sets.count(sets[style]) == 1 for style in strange.style.tolist())
 
