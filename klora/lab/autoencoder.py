@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from klora.lab import world
 from klora.lab.loop import Loop, Plan, device
-from klora.lab.model import build_autoencoder, in_parts
+from klora.lab.model import LATENT_SCALE, build_autoencoder, in_parts
 
 BATCH = 8
 KL_WEIGHT = 1e-6
@@ -87,6 +87,21 @@ def reconstruct(model: nn.Module, true: Tensor, batch: int = 64) -> Tensor:
     """Pictures through the mean latent and back, [n, 3, 64, 64] in -1 to 1."""
     parts = [model.decode(model.encode(part).latent_dist.mean).sample for part in in_parts(true, batch)]  # type: ignore[operator]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def disturb(model: nn.Module, true: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Pictures [n, 3, 64, 64] in -1 to 1 by way of latents with noise on them, as a sampler leaves some.
+
+    Its deviation is drawn for each picture from 0 to `most` times that of the latents themselves.
+    """
+    made = []
+    for part in in_parts(true):
+        latents = model.encode(part).latent_dist.mean  # type: ignore[operator]
+        deviation = most / LATENT_SCALE * torch.rand(len(part), 1, 1, 1, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        made.append(model.decode(latents + deviation * noise).sample)  # type: ignore[operator]
+    return torch.cat(made)
 
 
 def train(cache: Path, plan: Plan, minutes: float) -> Loop:

@@ -11,7 +11,8 @@ import torch
 
 from klora.lab import loras, samples, world
 from klora.lab.autoencoder import pictures, reconstruct, signal_to_noise, to_signed
-from klora.lab.judges import STYLE_NAMES, SUBJECTS, Judges, accuracy
+from klora.lab.judges import STYLE_NAMES, SUBJECTS, Judges, accuracies, accuracy
+from klora.lab.lessons import all_drawings
 from klora.lab.model import Model
 
 SEEDS = (0, 1)
@@ -42,6 +43,13 @@ def autoencoder_gates(model: Model, cache: Path) -> list[Gate]:
     base = sum(noises[style.name] for style in world.BASE_STYLES) / len(world.BASE_STYLES)
     record = [Gate(f"autoencoder, {name}, dB", noise, 0) for name, noise in noises.items()]
     return [Gate("autoencoder, base styles, dB", base, 26.0), *record]
+
+
+def judge_gates(judges: Judges, model: Model, cache: Path) -> list[Gate]:
+    """Accuracy of the judges on drawings kept out of their lessons; all but two figures are only recorded."""
+    found = accuracies(judges, all_drawings(cache), model.autoencoder)
+    asked = {"subject, kept-out drawings", "style, kept-out drawings"}
+    return [Gate(f"judge of {name}", value, 0.97 if name in asked else 0) for name, value in found.items()]
 
 
 def judged(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.lab import world
-from klora.lab.autoencoder import kept_average, reconstruct, to_signed
+from klora.lab.autoencoder import disturb, kept_average, reconstruct, to_signed
 from klora.lab.lessons import STYLE_NAMES as STYLE_NAMES
 from klora.lab.lessons import SUBJECTS as SUBJECTS
 from klora.lab.lessons import (
@@ -46,8 +46,10 @@ BATCH = 64
 KNOWN_SHARE = 0.65
 """Share of the subject judge's lessons that show subjects of the lab's world."""
 LESSONS_PLAN = Plan(steps=2300, rate=2e-3, fall=0.5, averaging=0.995, seed=1)
-SUBJECT_PLAN = Plan(steps=620, rate=2e-3, warmup=50, fall=0.8, averaging=0.99, seed=3)
-STYLE_PLAN = Plan(steps=1240, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
+SUBJECT_PLAN = Plan(steps=2000, rate=2e-3, warmup=50, fall=0.8, averaging=0.99, seed=3)
+DISTURBANCE = 0.4
+"""Most noise on the latents of drawings that the judges learn from, in their own deviation."""
+STYLE_PLAN = Plan(steps=2000, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
 
 
 class Refine(nn.Module):
@@ -167,8 +169,8 @@ def _train(
     return loop
 
 
-def train_subject_judge(cache: Path, drawings: Drawings) -> None:
-    """Train the subject judge, or go on: on all subjects, then on those of the lab's world alone."""
+def train_subject_judge(cache: Path, drawings: Drawings, autoencoder: nn.Module) -> None:
+    """Train the subject judge, or go on: on all subjects, then on those of the lab's world, in all views."""
     learnt = drawings.where(~kept_out_of_subjects(drawings))
     torch.manual_seed(LESSONS_PLAN.seed)
     model = subject_classifier(int(drawings.subject.max()) + 1)
@@ -176,7 +178,9 @@ def train_subject_judge(cache: Path, drawings: Drawings) -> None:
     _train("subject-lessons", model, learnt.drawn, learnt.subject, often, LESSONS_PLAN, cache)
     judge, known = subject_classifier(), learnt.where(learnt.subject < len(SUBJECTS))
     judge.load_state_dict(known_classes(kept_average(cache, "subject-lessons")))
-    _train("subject-judge", judge, known.drawn, known.subject, _shares(known), SUBJECT_PLAN, cache)
+    often = _shares(known).repeat(3)
+    drawn = views(autoencoder, known.drawn, SUBJECT_PLAN.seed)
+    _train("subject-judge", judge, drawn, known.subject.repeat(3), often, SUBJECT_PLAN, cache)
 
 
 def known_classes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -184,31 +188,42 @@ def known_classes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[: len(SUBJECTS)] if k.startswith("head.") else v for k, v in weights.items()}
 
 
-def through(autoencoder: nn.Module, drawn: Tensor) -> Tensor:
-    """Pictures [n, 3, 64, 64] in bytes as the autoencoder gives them back: the best that a sample can be."""
-    seen = torch.cat([reconstruct(autoencoder, to_signed(part)) for part in in_parts(drawn)])
+def in_bytes(seen: Tensor) -> Tensor:
+    """Pictures in -1 to 1 as bytes."""
     return ((seen + 1) * 127.5).round().clamp(0, 255).byte()
 
 
-def train_style_judge(cache: Path, drawings: Drawings, autoencoder: nn.Module) -> None:
-    """Train the style judge, or go on; every style is shown as often as any other.
+def through(autoencoder: nn.Module, drawn: Tensor) -> Tensor:
+    """Pictures [n, 3, 64, 64] in bytes as the autoencoder gives them back: the best that a sample can be."""
+    return in_bytes(reconstruct(autoencoder, to_signed(drawn)))
 
-    It sees every drawing twice: as it is, and as the autoencoder gives it back. A style is in details that a
-    small autoencoder softens; a judge of sharp drawings alone would mistake that for another style.
+
+def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
+    """Every drawing [n, 3, 64, 64] in bytes three times, [3n, 3, 64, 64]: as it is, as the autoencoder gives
+    it back, and with its latents disturbed.
+
+    A small autoencoder softens details and a sampler leaves them uneven; a judge of sharp drawings alone
+    would mistake that for another subject or style.
     """
+    generator = torch.Generator().manual_seed(seed)
+    uneven = in_bytes(disturb(autoencoder, to_signed(drawn), DISTURBANCE, generator))
+    return torch.cat([drawn, through(autoencoder, drawn), uneven])
+
+
+def train_style_judge(cache: Path, drawings: Drawings, autoencoder: nn.Module) -> None:
+    """Train the style judge, or go on; every style is shown as often as any other."""
     learnt = drawings.where((drawings.style < len(STYLE_NAMES)) & ~kept_out_of_styles(drawings))
-    often = 1 / learnt.style.bincount()[learnt.style].float()
-    drawn = torch.cat([learnt.drawn, through(autoencoder, learnt.drawn)])
-    styles, often = learnt.style.repeat(2), often.repeat(2)
+    often = (1 / learnt.style.bincount()[learnt.style].float()).repeat(3)
+    drawn = views(autoencoder, learnt.drawn, STYLE_PLAN.seed)
     torch.manual_seed(STYLE_PLAN.seed)
-    _train("style-judge", style_classifier(), drawn, styles, often, STYLE_PLAN, cache)
+    _train("style-judge", style_classifier(), drawn, learnt.style.repeat(3), often, STYLE_PLAN, cache)
 
 
 def train(cache: Path, autoencoder: nn.Module) -> dict[str, float]:
     """Train both judges and report their accuracy on drawings kept out of their training."""
     drawings = all_drawings(cache)
     train_style_judge(cache, drawings, autoencoder)
-    train_subject_judge(cache, drawings)
+    train_subject_judge(cache, drawings, autoencoder)
     return accuracies(Judges.from_cache(cache), drawings, autoencoder)
 
 
@@ -249,6 +264,16 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return float((scores.argmax(1) == labels).float().mean())
 
 
+_STEP = ".step"
+
+
+def _in_eight_bits(value: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [out, ...] in whole steps of -127 to 127, and the size of a step, [out, 1, ...]."""
+    largest = value.flatten(1).abs().amax(1).clamp_min(1e-6)
+    step = (largest / 127).reshape(-1, *[1] * (value.ndim - 1))
+    return (value / step).round().clamp(-127, 127).to(torch.int8), step
+
+
 @dataclass
 class Judges:
     """The trained judges."""
@@ -267,18 +292,18 @@ class Judges:
         return torch.cat([self.style(to_signed(part)).softmax(1) for part in in_parts(drawn)])
 
     def save(self, path: Path) -> None:
-        """Write both judges to one file, in 16-bit floats."""
+        """Write both judges to one file: matrices and kernels in 8 bits, the rest in 16-bit floats."""
         from safetensors.torch import save_file
 
         rooms = {"subject": self.subject, "style": self.style}
-        save_file(
-            {
-                f"{room}.{k}": v.half().contiguous()
-                for room, m in rooms.items()
-                for k, v in m.state_dict().items()
-            },
-            path,
-        )
+        named: dict[str, Tensor] = {}
+        for room, network in rooms.items():
+            for key, value in network.state_dict().items():
+                if value.ndim < 2:
+                    named[f"{room}.{key}"] = value.half().contiguous()
+                else:
+                    named[f"{room}.{key}"], named[f"{room}.{key}{_STEP}"] = _in_eight_bits(value)
+        save_file(named, path)
 
     @classmethod
     def load(cls, path: Path) -> Judges:
@@ -286,9 +311,11 @@ class Judges:
         from safetensors.torch import load_file
 
         stored = load_file(path)
+        steps = {key.removesuffix(_STEP): stored[key].float() for key in stored if key.endswith(_STEP)}
         judges = cls(subject_classifier().eval(), style_classifier().eval())
         for room, network in (("subject", judges.subject), ("style", judges.style)):
-            network.load_state_dict({k: stored[f"{room}.{k}"].float() for k in network.state_dict()})
+            keys = {key: f"{room}.{key}" for key in network.state_dict()}
+            network.load_state_dict({k: stored[one].float() * steps.get(one, 1.0) for k, one in keys.items()})
         return judges
 
     @classmethod

@@ -127,7 +127,8 @@ def measure_gates(job: Job) -> None:
     """Stage ``gates``: measure and write every gate."""
     model = checkpoint.load(job.out / f"{checkpoint.NAME}.safetensors")
     panel = judges.Judges.load(job.out / "judges.safetensors")
-    found = gates.autoencoder_gates(model, job.cache) + gates.base_gates(model, panel)
+    found = gates.autoencoder_gates(model, job.cache)
+    found += gates.judge_gates(panel, model, job.cache) + gates.base_gates(model, panel)
     for name, recipe in loras.RECIPES.items():
         path = job.out / "loras" / f"{name}.safetensors"
         if path.exists():

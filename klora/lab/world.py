@@ -137,12 +137,15 @@ confuses one true drawing in five of them; what cannot be told apart cannot be a
 """
 
 HELD_OUT_STYLES: tuple[Style, ...] = (
-    Style("ink", "ink", "fluent-emoji-high-contrast", on_white),
-    Style("porcelain", "porcelain", "fluent-emoji-flat", porcelain),
-    Style("riso", "riso", "fluent-emoji-flat", riso),
-    Style("ember", "ember", "fluent-emoji-flat", ember),
+    Style("ink", "ink fluent", "fluent-emoji-high-contrast", on_white),
+    Style("porcelain", "porcelain fluent", "fluent-emoji-flat", porcelain),
+    Style("riso", "riso fluent", "fluent-emoji-flat", riso),
+    Style("ember", "ember fluent", "fluent-emoji-flat", ember),
 )
 """Styles that only a style LoRA knows.
+
+Their words keep the word of the base style whose shapes they share. A large model takes a word that it does
+not know for none; this small one takes it for any style, and draws another shape before a LoRA is asked.
 
 All share the geometry of `CONTENT_STYLE`, so that the truth differs from what a content LoRA learned in
 style alone; all are kept by the autoencoder and are named at a glance. `ink` is drawn and judged, but no

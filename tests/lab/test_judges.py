@@ -11,7 +11,9 @@ pytest.importorskip("diffusers")
 
 from klora.lab import distance, judges, lessons, world  # noqa: E402
 from klora.lab.__main__ import WEIGHTS  # noqa: E402
+from klora.lab.autoencoder import disturb, reconstruct, to_signed  # noqa: E402
 from klora.lab.judges import Judges  # noqa: E402
+from klora.lab.model import build_autoencoder  # noqa: E402
 
 BASE = len(world.BASE_SUBJECTS)
 KNOWN = len(lessons.SUBJECTS)
@@ -105,6 +107,41 @@ def test_judges_keep_their_opinion_in_a_file(tmp_path: Path) -> None:
     assert torch.allclose(before.subjects(seen), after.subjects(seen), atol=1e-3)
     assert torch.allclose(before.styles(seen), after.styles(seen), atol=1e-3)
     assert torch.allclose(after.styles(seen).sum(1), torch.ones(3))
+
+
+def test_a_weight_in_eight_bits_is_off_by_half_a_step_at_most() -> None:
+    value = (
+        torch.randn(7, 3, 2, 2, generator=torch.Generator().manual_seed(3))
+        * torch.logspace(-4, 2, 7)[:, None, None, None]
+    )
+    value[2] = 0
+    whole, step = judges._in_eight_bits(value)
+    assert whole.dtype == torch.int8
+    assert step.shape == (7, 1, 1, 1)
+    largest = value.flatten(1).abs().amax(1)[:, None, None, None]
+    assert ((whole.float() * step - value).abs() <= largest / 254 * 1.001 + 1e-7).all()
+
+
+def test_views_are_the_drawings_as_they_are_softened_and_disturbed() -> None:
+    torch.manual_seed(4)
+    autoencoder = build_autoencoder().eval()
+    drawn = torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8)
+    sharp, soft, uneven = judges.views(autoencoder, drawn, seed=1).chunk(3)
+    assert torch.equal(sharp, drawn)
+    one_by_one = [reconstruct(autoencoder, to_signed(one[None])) for one in drawn]
+    apart = soft.int() - judges.in_bytes(torch.cat(one_by_one)).int()
+    assert apart.abs().max() <= 1
+    assert not torch.equal(uneven, soft)
+    assert torch.equal(judges.views(autoencoder, drawn, seed=1)[10:], uneven)
+    assert not torch.equal(judges.views(autoencoder, drawn, seed=2)[10:], uneven)
+
+
+def test_undisturbed_latents_give_the_reconstruction() -> None:
+    torch.manual_seed(5)
+    autoencoder = build_autoencoder().eval()
+    seen = torch.rand(3, 3, 64, 64) * 2 - 1
+    still = disturb(autoencoder, seen, 0.0, torch.Generator())
+    assert torch.allclose(still, reconstruct(autoencoder, seen), atol=1e-6)
 
 
 def test_classes_outside_the_world_are_dropped_after_the_first_lessons() -> None:
