@@ -57,7 +57,7 @@ def _content(position: int, subject: str) -> Recipe:
     return Recipe(f"content-{subject}", "content", subject, world.CONTENT_STYLE, rank, rank, targets)
 
 
-def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...] = WHOLE, steps: int = 1500) -> Recipe:
+def _style(style: str, rank: int, alpha: int, targets: tuple[str, ...] = WHOLE, steps: int = 3000) -> Recipe:
     """A style's LoRA, of all base subjects but a few, and so with longer training and larger batches.
 
     Its rate is lower than a subject's: at 5e-3 the style comes sooner, but subjects that the training never
@@ -73,7 +73,7 @@ RECIPES: dict[str, Recipe] = {
         *(_content(position, subject) for position, subject in enumerate(world.HELD_OUT_SUBJECTS)),
         # None for ink: alone it reached style 1.0 but subject 0.42, as latents of 8 x 8 hold no thin lines.
         _style("porcelain", 8, 8),
-        _style("riso", 8, 8, steps=3000),
+        _style("riso", 8, 8),
         _style("ember", 8, 8),
     )
 }
