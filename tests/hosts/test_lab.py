@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,13 +23,14 @@ from tests.hosts.server import WebUI
 SEEDS = tuple(range(16))
 CONTENT, STYLE = "penguin", "porcelain"
 
-#: Method of the benchmark -> which of the two LoRAs the prompt calls, and K-LoRA's settings.
-SIDES: dict[str, tuple[tuple[bool, bool], dict[str, Any] | None]] = {
-    "content only": ((True, False), None),
-    "style only": ((False, True), None),
-    "added 1+1": ((True, True), None),
-    "K-LoRA S": ((True, True), {}),
-    "K-LoRA S*": ((True, True), {"schedule": "S*"}),
+#: Method of the benchmark -> which of the two LoRAs the prompt calls.
+SIDES: dict[str, tuple[bool, bool]] = {
+    "content only": (True, False),
+    "style only": (False, True),
+    "added 1+1": (True, True),
+    "K-LoRA S": (True, True),
+    "K-LoRA S*": (True, True),
+    "K-LoRA default": (True, True),
 }
 
 
@@ -56,14 +56,13 @@ def lab(webui: WebUI, models: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def _pictures(webui: WebUI, pair: pairs.Pair, side: str) -> Tensor:
     """Pictures [seeds, 3, 64, 64] in bytes, made as the lab makes them."""
-    called, settings = SIDES[side]
-    names = (pair.content.name, pair.style.name)
-    tags = "".join(f"<lora:{name}:1>" for name, wanted in zip(names, called, strict=True) if wanted)
+    settings, names = method(side).settings, (pair.content.name, pair.style.name)
+    tags = "".join(f"<lora:{name}:1>" for name, wanted in zip(names, SIDES[side], strict=True) if wanted)
     made = []
     for seed in SEEDS:
         answer = webui.txt2img(
             f"{pair.prompt}{tags}",
-            settings,
+            None if settings is None else dict(settings),
             seed=seed,
             steps=samples.STEPS,
             cfg_scale=samples.GUIDANCE,
