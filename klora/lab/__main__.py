@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     learn.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
     learn.add_argument("--threads", type=int, default=1, help="one is steadier on a busy machine")
     learn.add_argument("--minutes", type=float, default=math.inf, help="stop each training after this time")
-    learn.add_argument("--steps", type=int, default=train.BASE_PLAN.steps, help="steps of the base training")
+    learn.add_argument("--steps", type=int, help="steps of the base training, or of the stage 'improve'")
     learn.add_argument("--lora", choices=list(RECIPES), action="append", help="only this LoRA; repeatable")
     place = commands.add_parser("install", help="copy the model into a WebUI")
     place.add_argument("webui", type=Path, help="the WebUI's folder")

@@ -18,6 +18,7 @@ AUTOENCODER_PLAN = Plan(steps=6000, rate=4e-3, warmup=50, fall=0.4, averaging=0.
 DECODER_PLAN = Plan(steps=2000, rate=2e-3, warmup=20, fall=0.8, averaging=0.995, seed=3)
 TEXT_PLAN = Plan(steps=700, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
 BASE_PLAN = Plan(steps=10_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+IMPROVE_PLAN = Plan(steps=2600, rate=2e-3, warmup=100, fall=0.6, averaging=0.998, seed=5)
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,13 @@ class Job:
     cache: Path
     out: Path
     minutes: float = math.inf
-    base_steps: int = BASE_PLAN.steps
+    base_steps: int | None = None
+    """Steps of the base training, or of improving it, where not those of its plan."""
     lora_names: tuple[str, ...] = tuple(loras.RECIPES)
+
+    def planned(self, plan: Plan) -> Plan:
+        """A plan of the base training with the steps that were asked for."""
+        return plan if self.base_steps is None else replace(plan, steps=self.base_steps)
 
 
 def _folded(cache: Path, name: str) -> nn.Module:
@@ -84,7 +90,7 @@ def train_base(job: Job) -> None:
     """Stage ``base``: the denoiser; the checkpoint is written to the output folder."""
     latents = base.base_latents(job.cache, encoder_of(job.cache))
     contexts = text.contexts(reader_of(job.cache).text_encoder, base_prompts(), Words.of(base_prompts()))
-    base.train(job.cache, latents, contexts, replace(BASE_PLAN, steps=job.base_steps), job.minutes)
+    base.train(job.cache, latents, contexts, job.planned(BASE_PLAN), job.minutes)
     checkpoint.export(trained_model(job.cache), job.out)
 
 
@@ -99,9 +105,7 @@ def improve_base(job: Job) -> None:
     latents = latents.reshape(len(world.BASE_SUBJECTS), len(world.BASE_STYLES), 4, 8, 8)
     contexts = text.contexts(model.text_encoder, base_prompts())
     start = model.denoiser.train().requires_grad_(True)
-    loop = base.train(
-        job.cache, latents, contexts, replace(BASE_PLAN, steps=job.base_steps), job.minutes, start
-    )
+    loop = base.train(job.cache, latents, contexts, job.planned(IMPROVE_PLAN), job.minutes, start)
     model.denoiser = loop.averaged()
     checkpoint.export(model, job.out)
 
