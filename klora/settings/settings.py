@@ -155,14 +155,14 @@ class Settings:
         "that img2img and hires fix start late in the schedule. published: as the authors' code counts.",
     )
     other_layers: str = _declare(
-        "fuse",
+        "both",
         kind="choice",
         scope="rule",
         choices=("fuse", "both", "content", "style", "none"),
         advanced=True,
         label="Other layers",
-        help="Layers outside attention that both LoRAs change. fuse: the same contest. both: added as "
-        "usual. content or style: only that one. none: neither.",
+        help="Layers outside attention that both LoRAs change. both: added as usual. fuse: the same "
+        "contest. content or style: only that one. none: neither.",
     )
     incomplete: str = _declare(
         "stop",

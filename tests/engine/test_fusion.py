@@ -15,7 +15,7 @@ from tests.engine.fake_seam import FakeSeam
 
 #: Flips with S over 5 steps (bonus 0.5 to 2): never, after the start, after the middle, never.
 SCORES = {"a.attn1": (9.0, 1.0), "b.attn1": (1.0, 1.5), "c.attn2": (1.5, 1.0), "d.attn2": (1.0, 9.0)}
-OFF = Settings(gamma="off")
+OFF = Settings(gamma="off", other_layers="fuse")
 C, S = Winner.CONTENT, Winner.STYLE
 
 
@@ -126,7 +126,7 @@ def test_other_layers_compete_under_fuse() -> None:
 
 def test_gamma_is_over_the_contested_layers_only() -> None:
     with_other = {**SCORES, "e.ff": (1000.0, 1.0)}
-    fused = prepare(FakeSeam(with_other), Settings()).rule.gamma
+    fused = prepare(FakeSeam(with_other), Settings(other_layers="fuse")).rule.gamma
     alone = prepare(FakeSeam(with_other), Settings(other_layers="both")).rule.gamma
     assert alone == pytest.approx(12.5 / 12.5)
     assert fused == pytest.approx(1012.5 / 13.5)

@@ -43,7 +43,7 @@ def refused(arguments: list[str], capsys: Capture, *named: str) -> None:
 
 def test_json_holds_the_plan(pair: list[str], tmp_path: Path) -> None:
     written = tmp_path / "plan.json"
-    assert main(["plan", *pair, "--steps", "6", "--json", str(written)]) == 0
+    assert main(["plan", *pair, "--steps", "6", "--other-layers", "fuse", "--json", str(written)]) == 0
     told = json.loads(written.read_text(encoding="utf-8"))
     assert set(told) == {
         "layers",
@@ -65,7 +65,7 @@ def test_json_holds_the_plan(pair: list[str], tmp_path: Path) -> None:
 def test_scores_are_of_the_scaled_product(pair: list[str], tmp_path: Path) -> None:
     """alpha / rank for the content, 1 for the style, which has no alpha; before gamma."""
     written = tmp_path / "plan.json"
-    main(["plan", *pair, "--top-k", "5", "--json", str(written)])
+    main(["plan", *pair, "--top-k", "5", "--other-layers", "fuse", "--json", str(written)])
     told = json.loads(written.read_text(encoding="utf-8"))
     for field, file, scale in (("content_score", pair[0], 0.5), ("style_score", pair[1], 1.0)):
         tensors = {key: value.tolist() for key, value in load_file(file).items()}
@@ -88,7 +88,7 @@ def test_summary_tells_shares_gamma_layers_and_flips(pair: list[str], capsys: Ca
     told = capsys.readouterr().out
     assert "fox: 100.0% of the layer-steps" in told
     assert "ink: 0.0%" in told
-    assert "4 contested layers, 4 steps" in told
+    assert "3 contested layers, 4 steps" in told
     assert "flips 0" in told
     assert "gamma" in told
 

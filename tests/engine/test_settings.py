@@ -165,10 +165,10 @@ def test_beta_auto_is_the_paper_s_for_the_schedule() -> None:
     assert Settings(beta="auto (0.5)").beta == "auto"
 
 
-def test_defaults_are_those_of_the_paper() -> None:
+def test_defaults_are_those_of_the_paper_and_of_the_lab() -> None:
     told = Settings()
     assert (told.schedule, told.alpha, told.top_k, told.gamma) == ("S", 1.5, "rank", "paper")
-    assert (told.clock, told.other_layers, told.incomplete, told.mode) == ("step", "fuse", "stop", "K-LoRA")
+    assert (told.clock, told.other_layers, told.incomplete, told.mode) == ("step", "both", "stop", "K-LoRA")
 
 
 @pytest.mark.parametrize("setting", DECLARED, ids=lambda one: one.name)

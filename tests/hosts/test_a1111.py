@@ -16,8 +16,9 @@ from tests.hosts.server import Answer, RefusedError, WebUI, left_half
 
 CONTENT, STYLE, THIRD = ("<lora:content-sd1-a:1>", "<lora:style-sd1-a:0.8>", "<lora:third-sd1-a:0.5>")
 PAIR = f"a cat {CONTENT}{STYLE}"
-CONTENT_WINS = {"alpha": 0, "beta": 0}
-STYLE_WINS = {"alpha": 0, "beta": 1e8}
+#: In all layers, also in those outside attention, which by default are no contest.
+CONTENT_WINS = {"alpha": 0, "beta": 0, "other_layers": "fuse"}
+STYLE_WINS = {"alpha": 0, "beta": 1e8, "other_layers": "fuse"}
 
 #: Passes that leave their own traces in a host: K-LoRA must win and lose in each as in a plain one.
 PASSES: dict[str, dict[str, Any]] = {

@@ -100,8 +100,8 @@ def webui(a1111: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
 
 
 BOTH = "a fox <lora:fox:1> <lora:ink:1>"
-CONTENT_WINS = {"alpha": 0, "beta": "0"}
-STYLE_WINS = {"alpha": 0, "beta": "1e9"}
+CONTENT_WINS = {"alpha": 0, "beta": "0", "other_layers": "fuse"}
+STYLE_WINS = {"alpha": 0, "beta": "1e9", "other_layers": "fuse"}
 
 
 @pytest.mark.parametrize(("rule", "winner"), [(CONTENT_WINS, "fox"), (STYLE_WINS, "ink")])
@@ -135,7 +135,7 @@ def test_default_settings_apply_the_plan(webui: Webui) -> None:
 
 
 def test_the_same_pair_again_is_not_scored_again(webui: Webui) -> None:
-    webui.generate(BOTH, {})
+    webui.generate(BOTH, {"other_layers": "fuse"})
     # The merges of the host ask too, so only a further scoring can ask while nothing is merged.
     scored: list[str] = []
     for network in webui.known.values():
@@ -143,7 +143,7 @@ def test_the_same_pair_again_is_not_scored_again(webui: Webui) -> None:
             own = module.calc_updown
             module.calc_updown = lambda weight, own=own: scored.append("asked") or own(weight)
     p = webui.job(BOTH)
-    webui.script.process(p, {"schedule": "S*"})
+    webui.script.process(p, {"schedule": "S*", "other_layers": "fuse"})
     webui.batch(p)
     webui.script.process_before_every_sampling(p)
     assert scored == []
@@ -295,7 +295,7 @@ def test_progress_is_told_and_taken_back(webui: Webui) -> None:
 
     sys.modules["modules.shared"].state = State(textinfo="before")  # type: ignore[attr-defined]
     told.clear()
-    webui.generate(BOTH, {})
+    webui.generate(BOTH, {"other_layers": "fuse"})
     assert told[0] == f"K-LoRA: scoring layer 1 of {len(CANONICAL)}"
     assert len(told) == len(CANONICAL) + 1
     assert told[-1] == "before"

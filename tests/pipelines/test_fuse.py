@@ -159,7 +159,7 @@ def _merged_by_hand(pipe: Any, inputs: dict[str, Any], lora: Path) -> np.ndarray
 def test_the_winner_everywhere_is_the_only_lora(case: Any, winner: str, beta: float) -> None:
     pipe, inputs, content, style = case
     alone = _merged_by_hand(pipe, inputs, content if winner == "content" else style)
-    with klora.fuse(pipe, content, style, {"alpha": 0, "beta": beta}):
+    with klora.fuse(pipe, content, style, {"alpha": 0, "beta": beta, "other_layers": "fuse"}):
         fused = _picture(pipe, inputs)
     np.testing.assert_array_equal(fused, alone)
 

@@ -35,7 +35,7 @@ def test_what_a_reader_sees() -> None:
         "K-LoRA top k": "rank",
         "K-LoRA gamma": "paper",
         "K-LoRA clock": "step",
-        "K-LoRA other layers": "fuse",
+        "K-LoRA other layers": "both",
     }
 
 
