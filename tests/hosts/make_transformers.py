@@ -18,8 +18,8 @@ FORGE, OUT, WANTED = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 sys.argv = [sys.argv[0], "--always-cpu", "--cpu"]  # the host's modules read the command line when imported
 os.environ["IGNORE_CMD_ARGS_ERRORS"] = "1"  # each Forge knows only one of the two
 PROBE = Path(__file__).parent / "probe" / "scripts"
-PACKAGES = (FORGE / "packages_3rdparty", FORGE / "modules_forge" / "packages")
-sys.path[:0] = [str(FORGE), *map(str, PACKAGES), str(PROBE)]
+PACKAGES = ("packages_3rdparty", "modules_forge/packages", "repositories/huggingface_guess")
+sys.path[:0] = [str(FORGE), *(str(FORGE / one) for one in PACKAGES), str(PROBE)]
 
 import torch  # noqa: E402
 from backend import loader  # noqa: E402
@@ -55,7 +55,8 @@ def language_model(name: str, width: int) -> Any:
 
     small = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2}
     small |= {"num_attention_heads": HEADS, "num_key_value_heads": 1}
-    with built_small(llama, lambda _head: small):
+    meta = using_forge_operations(device=torch.device("meta"), dtype=torch.float16)  # with norms of its own
+    with meta, built_small(llama, lambda _head: small):
         return getattr(llama, name)({})
 
 
@@ -160,7 +161,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def write(kind: str, seed: int) -> None:
     """Write a checkpoint of ``kind``, named by it."""
-    with using_forge_operations(device=torch.device("meta"), dtype=torch.float16), torch.device("meta"):
+    with torch.device("meta"):
         parts = KINDS[kind]()
     tensors = {
         prefix + key: drawn(key, value, seed)
