@@ -82,7 +82,7 @@ def flips_follow_sigma(webui: FamilyWebUI, content: str, style: str, weights: Se
     files = [read_lora(folder / f"{name}.safetensors") for name in (content, style)]
     settings = Settings.from_mapping(rule)
     scores = score_files(files[0], files[1], settings)
-    places = {contest.name: place for place, contest in enumerate(scores.contests)}
+    places = {contest.layer: place for place, contest in enumerate(scores.contests)}
     layers = [host_layer_to_canonical(f"diffusion_model.{name}", "unknown") or name for name in weights]
 
     def expected(progress: Sequence[float]) -> list[list[float]]:
