@@ -32,6 +32,9 @@ def make_transformer_loras(checkpoint: Path, folder: Path) -> None:
                 layer = seeded_layer(name, shape, rank, seed)
                 kohya |= layer
                 native |= as_native(path, layer, name)
+        if checkpoint.stem == "qwen-image":  # named and wide as Flux, which has fewer blocks
+            name = "lora_unet_transformer_blocks_59_attn_to_q"
+            kohya |= seeded_layer(name, [3072, 3072], rank, seed)
         save_file(kohya, folder / f"{role}-{checkpoint.stem}.safetensors")
         save_file(native, folder / f"{role}-{checkpoint.stem}-native.safetensors")
         save_file(split(native), folder / f"{role}-{checkpoint.stem}-split.safetensors")

@@ -36,9 +36,9 @@ PARTS = FORGE / "backend" / "huggingface"
 HEADS = 2
 
 
-def t5(folder: Path) -> Any:
+def t5(folder: Path, **sizes: int) -> Any:
     """T5 of its own width, which the denoiser takes, with two layers and two heads."""
-    small = {"d_ff": 64, "d_kv": 32, "num_heads": HEADS, "num_layers": 2}
+    small = {"d_ff": 64, "d_kv": 32, "num_heads": HEADS, "num_layers": 2, **sizes}
     return IntegratedT5({**loader.read_arbitrary_config(str(folder)), **small})
 
 
@@ -90,16 +90,56 @@ def z_image() -> dict[str, Any]:
     }
 
 
+def wan_vae(folder: Path) -> Any:
+    """The autoencoder of Wan and Qwen-Image."""
+    from backend.nn.wan_vae import WanVAE
+
+    return WanVAE.from_config(WanVAE.load_config(str(folder / "vae")))
+
+
 def qwen_image() -> dict[str, Any]:
     """Qwen-Image: one block, with the width of text that the host has built in."""
     from backend.nn.qwen import QwenImageTransformer2DModel
-    from backend.nn.wan_vae import WanVAE
 
-    vae = WanVAE.from_config(WanVAE.load_config(str(PARTS / "Qwen" / "Qwen-Image" / "vae")))
     return {
         "model.diffusion_model.": QwenImageTransformer2DModel(num_layers=1),
         "text_encoders.qwen25_7b.": language_model("Qwen25_7BVLI", 3584),
-        "vae.": vae,
+        "vae.": wan_vae(PARTS / "Qwen" / "Qwen-Image"),
+    }
+
+
+def wan() -> dict[str, Any]:
+    """Wan: two blocks of one head; the vocabulary ends behind the words of the tests."""
+    from backend.nn.wan import WanModel
+
+    folder = PARTS / "Wan-AI" / "Wan2.1-T2V-14B"
+    return {
+        "model.diffusion_model.": WanModel(dim=128, ffn_dim=256, num_heads=1, num_layers=2),
+        "text_encoders.umt5xxl.": t5(folder / "text_encoder", vocab_size=8192),
+        "vae.": wan_vae(folder),
+    }
+
+
+def chroma() -> dict[str, Any]:
+    """Chroma: one double and one single block."""
+    from backend.nn.chroma import IntegratedChromaTransformer2DModel
+
+    sizes = {
+        "context_in_dim": 4096,
+        "hidden_size": 3072,
+        "num_heads": 24,
+        "depth": 1,
+        "depth_single_blocks": 1,
+    }
+    more = {"mlp_ratio": 4.0, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True}
+    guidance = {"in_dim": 64, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}
+    denoiser = IntegratedChromaTransformer2DModel(
+        in_channels=64, out_channels=64, txt_ids_dims=[], vec_in_dim=None, **sizes, **more, **guidance
+    )
+    return {
+        "model.diffusion_model.": denoiser,
+        "text_encoders.t5xxl.": t5(PARTS / "Chroma" / "text_encoder"),
+        "vae.": kl_vae(PARTS / "Chroma"),
     }
 
 
@@ -154,6 +194,8 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "lumina": lumina,
     "z-image": z_image,
     "qwen-image": qwen_image,
+    "wan": wan,
+    "chroma": chroma,
     "flux": flux,
     "sd3": sd3,
 }

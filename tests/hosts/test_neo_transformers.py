@@ -27,6 +27,12 @@ def test_z_image(webui: FamilyWebUI, dialects: tuple[str, str]) -> None:  # noqa
     fuses(webui, f"content-z-image{dialects[0]}", f"style-z-image{dialects[1]}")
 
 
+@pytest.mark.parametrize("kind", ["wan", "chroma", "qwen-image"])
+def test_others(webui: FamilyWebUI, kind: str) -> None:  # noqa: F811
+    load(webui, kind)
+    fuses(webui, f"content-{kind}", f"style-{kind}")
+
+
 #: Matrices inside attention that are none of q, k, v and output.
 _BESIDE = (".gate",)
 
