@@ -12,7 +12,7 @@ import pytest
 from klora.files import host_layer_to_canonical, is_attention
 from tests.hosts.family import NEO, FamilyWebUI
 from tests.hosts.test_neo import _plain_options, webui  # noqa: F401
-from tests.hosts.transformer_cases import fuses, load
+from tests.hosts.transformer_cases import flips_follow_sigma, fuses, load
 
 
 @pytest.mark.parametrize("dialect", ["", "-native"])
@@ -31,6 +31,12 @@ def test_z_image(webui: FamilyWebUI, dialects: tuple[str, str]) -> None:  # noqa
 def test_others(webui: FamilyWebUI, kind: str) -> None:  # noqa: F811
     load(webui, kind)
     fuses(webui, f"content-{kind}", f"style-{kind}")
+
+
+def test_the_noise_clock_of_a_flow_model_is_its_sigma(webui: FamilyWebUI) -> None:  # noqa: F811
+    load(webui, "chroma")
+    parts = [f"double_blocks.0.{part}_attn.proj.weight" for part in ("img", "txt")]
+    flips_follow_sigma(webui, "content-chroma", "style-chroma", parts)
 
 
 #: Matrices inside attention that are none of q, k, v and output.
