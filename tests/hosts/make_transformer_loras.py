@@ -27,6 +27,8 @@ def make_transformer_loras(checkpoint: Path, folder: Path) -> None:
         kohya: dict[str, Tensor] = {}
         native: dict[str, Tensor] = {}
         for path, shape in _layers(checkpoint):
+            if checkpoint.stem == "z-image" and not re.search(rf"\.0\.{_ATTENTION}$", path):
+                continue  # each of its layers takes seconds to score on a CPU
             if everywhere or re.search(rf"\.{_ATTENTION}$", path):
                 name = "lora_unet_" + path.replace(".", "_")
                 layer = seeded_layer(name, shape, rank, seed)
