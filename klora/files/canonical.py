@@ -128,10 +128,10 @@ _ATTENTION_LINEAR = re.compile(
     r".+\.attn[12]?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|to_qkv|to_added_qkv)"
 )
 
-#: In models that have no canonical names here, such as Lumina, Z-Image and Wan: by the usual words.
+#: In models that have no canonical names here, such as Lumina, Z-Image, Wan and Krea: by the usual words.
 _ATTENTION_LINEAR_ELSEWHERE = re.compile(
     r"diffusion_model\..+\.(?:\w+_)?(?:attn|attention)[12]?"
-    r"\.(?:[qkvo]|qkv|kv|out|proj|to_[qkv]|to_out(?:\.0)?|(?:q|k|v|o|kv|qkv|out|output)_proj)"
+    r"\.(?:w?[qkvo]|[kv]_img|qkv|kv|out|proj|to_[qkv]|to_out(?:\.0)?|(?:q|k|v|o|kv|qkv|out|output)_proj)"
 )
 
 

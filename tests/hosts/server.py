@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-BOOT_SECONDS = 180
+BOOT_SECONDS = 900  # half a minute on an idle machine
 JOB_SECONDS = 900
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from klora.errors import HostError
 from klora.hosts.forge_family import contested_layers
+from klora.hosts.webui.checks import loaded_family
 
 #: Host's name of a weight in the model -> whether it is a linear of an attention.
 LAYERS = {
@@ -20,7 +21,11 @@ LAYERS = {
     "layers.0.adaLN_modulation.1": False,
     "blocks.0.self_attn.q": True,  # Wan
     "blocks.0.cross_attn.o": True,
+    "blocks.0.cross_attn.k_img": True,  # Wan, from a picture
     "blocks.0.ffn.0": False,
+    "blocks.0.attn.wq": True,  # Krea 2
+    "blocks.0.attn.wo": True,
+    "blocks.0.attn.gate": False,
     "blocks.1.self_attn.output_proj": True,  # Cosmos, Anima
     "transformer_blocks.0.attn.to_q": True,  # Qwen-Image
     "transformer_blocks.0.attn.add_k_proj": True,
@@ -81,3 +86,12 @@ def test_quantised_weights_that_cannot_be_exchanged_are_refused_with_a_remedy(
     setattr(model.get_parameter(TOUCHED[0]), mark, object())
     with pytest.raises(HostError, match=sentence):
         contested_layers(model, files, (TOUCHED, TOUCHED))
+
+
+@pytest.mark.parametrize(
+    ("recognised", "family"),
+    [("Flux", "Flux"), ("FluxSchnell", "Flux"), ("Chroma", "Flux"), ("Lumina2", "another base model")],
+)
+def test_the_family_of_a_model_is_what_its_loras_look_like(recognised: str, family: str) -> None:
+    model = type("Model", (), {"model_config": type(recognised, (), {})()})()
+    assert loaded_family(model) == family

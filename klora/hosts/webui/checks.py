@@ -45,9 +45,10 @@ def loaded_family(model: Any) -> str:
     for attribute, family in _FAMILIES.items():
         if getattr(model, attribute, False):
             return family
-    # The Forges' newer models have no such attribute, but tell what the checkpoint was recognised as.
+    # The Forges' newer models have no such attribute, but tell what the checkpoint was recognised as. Chroma
+    # has Flux's blocks, so a file that is made for it looks like one for Flux.
     recognised = type(getattr(model, "model_config", None)).__name__
-    return "Flux" if recognised.startswith("Flux") else "another base model"
+    return "Flux" if recognised.startswith(("Flux", "Chroma")) else "another base model"
 
 
 def check_base_model(model: Any, path: str, name: str) -> None:

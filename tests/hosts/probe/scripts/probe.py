@@ -11,7 +11,9 @@ import torch
 from modules import script_callbacks, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 
-armed = {"fail_at": None, "interrupt_at": None, "skip_at": None}
+armed = {"fail_at": None, "interrupt_at": None, "skip_at": None, "weights": None}
+sigmas = []  # the noise level that the host gives each of these calls
+weights = []  # the sums of the weights of the armed names at each of these calls
 calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI, whatever else runs
 before = []  # CPU seconds from the start of a step to each of these calls
 step_began = [0.0]
@@ -30,10 +32,16 @@ def before_call(model, *_):
     before.append(calls[-1] - step_began[0])
     merging.append(merging_seconds[0])
     is_sampling[0] = True
+    if armed["weights"]:
+        weights.append({name: total(model.get_parameter(name)) for name in armed["weights"]})
     number = len(calls)
     if number == armed["fail_at"]:
         armed["fail_at"] = None
         raise ProbeError("asked to fail inside the UNet")
+
+
+def total(weight):
+    return float(weight.detach().double().sum())
 
 
 def on_any_forward(module, _arguments):
@@ -42,7 +50,8 @@ def on_any_forward(module, _arguments):
         step_began[0] = time.process_time()
 
 
-def on_denoiser(_params):
+def on_denoiser(params):
+    sigmas.append(float(params.sigma.flatten()[0]))
     if len(calls) + 1 == armed["interrupt_at"]:
         armed["interrupt_at"] = None
         shared.state.interrupted = True
@@ -101,6 +110,8 @@ def add_routes(_demo, app):
         before.clear()
         merging.clear()
         merges.clear()
+        sigmas.clear()
+        weights.clear()
         armed.update(dict.fromkeys(armed), **request)
         return armed
 
@@ -115,6 +126,8 @@ def add_routes(_demo, app):
             "before": list(before),
             "merges": dict(merges),
             "merging": list(merging),
+            "sigmas": list(sigmas),
+            "weights": list(weights),
         }
 
 
