@@ -19,8 +19,8 @@ MOST_SEEDS = 16
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments; the options of the rule are those of ``plan``."""
-    parser.add_argument("--content", metavar="NAME", help="the subject's LoRA (default: the first)")
-    parser.add_argument("--style", metavar="NAME", help="the style's LoRA (default: the first)")
+    parser.add_argument("--content", metavar="NAME", help="the subject's LoRA (default: frog)")
+    parser.add_argument("--style", metavar="NAME", help="the style's LoRA (default: riso)")
     parser.add_argument("--list", action="store_true", help="list the LoRAs and make nothing")
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: both trigger words)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first row (default: 0)")

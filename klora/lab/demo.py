@@ -24,6 +24,8 @@ from klora.settings import Settings
 
 WEIGHTS = Path(__file__).parent / "weights"
 SCHEDULES = ("S", "S*")
+SHOWN_FIRST = {"content": "frog", "style": "riso"}
+"""The pair that is shown where none is asked for; where a file is missing, the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def names(kind: str, weights: Path = WEIGHTS) -> list[str]:
 
 
 def choose_pair(content: str | None, style: str | None, weights: Path = WEIGHTS) -> Pair:
-    """The pair of these names, or of the first that are there; raises `KloraError` without weights."""
+    """The pair of these names, or of `SHOWN_FIRST`; raises `KloraError` without weights."""
     for name in (f"{checkpoint.NAME}.safetensors", "judges.safetensors"):
         if not (weights / name).exists():
             raise KloraError(f"{name} is not in {weights}; train the lab: python -m klora.lab train")
@@ -68,7 +70,8 @@ def choose_pair(content: str | None, style: str | None, weights: Path = WEIGHTS)
                 f"there is no {kind} LoRA in {weights / 'loras'}; train them: "
                 "python -m klora.lab train --stage loras"
             )
-    return make_pair(content or found["content"][0], style or found["style"][0], weights / "loras")
+    default = {kind: one if one in found[kind] else found[kind][0] for kind, one in SHOWN_FIRST.items()}
+    return make_pair(content or default["content"], style or default["style"], weights / "loras")
 
 
 def compared(settings: Settings) -> list[Method]:
