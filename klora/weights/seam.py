@@ -19,6 +19,14 @@ class Winner(Enum):
     BOTH = "both"
     NONE = "none"
 
+    @property
+    def losers(self) -> tuple[int, ...]:
+        """Places in the pair (0 content, 1 style) of those that the layer does not apply."""
+        return _LOSERS[self]
+
+
+_LOSERS = {Winner.CONTENT: (1,), Winner.STYLE: (0,), Winner.BOTH: (), Winner.NONE: (0, 1)}
+
 
 @dataclass(frozen=True)
 class LayerView:

@@ -6,14 +6,11 @@ place of the file's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
-from klora.files import LoraFile, read_lora
+from klora.files import read_lora
 from klora.files.conversion import state_dict_in
+from klora.hosts.webui.stand_in import stand_in
 
 
 def fill_in(networks: Any, network: Any) -> None:
@@ -22,30 +19,13 @@ def fill_in(networks: Any, network: Any) -> None:
     The network gets a name of its own, so that the host does not take layers that it "merged" when the
     network was empty for merged, and reads the file afresh as soon as K-LoRA does not ask for it.
     """
-    file = read_lora(network.network_on_disk.filename, name=network.network_on_disk.name)
-    with _read_as(_in_hosts_dialect(file)):
-        again = networks.load_network(network.name, network.network_on_disk)
+    from modules import sd_models
+
+    on_disk = network.network_on_disk
+    tensors = dict(state_dict_in(read_lora(on_disk.filename, name=on_disk.name), "kohya"))
+    with stand_in(sd_models, "read_state_dict", lambda *_arguments, **_keywords: tensors):
+        again = networks.load_network(network.name, on_disk)
     for module in again.modules.values():
         module.network = network  # that is where modules look up their multiplier
     network.modules = again.modules
     network.name = f"{network.name} (read by K-LoRA)"
-
-
-def _in_hosts_dialect(file: LoraFile) -> dict[str, Tensor]:
-    return dict(state_dict_in(file, "kohya"))
-
-
-@contextmanager
-def _read_as(tensors: dict[str, Tensor]) -> Iterator[None]:
-    from modules import sd_models
-
-    before = sd_models.read_state_dict
-
-    def read_state_dict(*_arguments: Any, **_keywords: Any) -> dict[str, Tensor]:
-        return tensors
-
-    sd_models.read_state_dict = read_state_dict
-    try:
-        yield
-    finally:
-        sd_models.read_state_dict = before

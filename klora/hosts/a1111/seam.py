@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from klora.errors import LoraFileError
 from klora.files.canonical import forward_position
 from klora.files.native import host_layer_to_canonical
+from klora.hosts.webui.checks import does_not_fit
 from klora.weights import LayerView, Winner
 
 #: Network modules whose effect is no dW that a Top-K sum could weigh: they stay with the host.
@@ -66,10 +66,10 @@ class A1111Seam:
             with torch.no_grad():
                 delta: Tensor = module.calc_updown(weight)[0]
         except RuntimeError as error:
-            raise _does_not_fit(name, layer, str(error)) from error
+            raise does_not_fit(name, layer, str(error)) from error  # the host would skip it without a word
         # An inpainting checkpoint's first convolution has five more input channels, which the host pads.
         if delta.shape != weight.shape and weight.shape[1:2] != (9,):
-            raise _does_not_fit(name, layer, f"{list(delta.shape)} instead of {list(weight.shape)}")
+            raise does_not_fit(name, layer, f"{list(delta.shape)} instead of {list(weight.shape)}")
         return delta
 
     def _clean_weight(self, layer: nn.Module) -> Tensor:
@@ -106,15 +106,8 @@ class A1111Seam:
 
     def apply(self, winners: Mapping[str, Winner]) -> None:
         """Choose what each layer's next forward merges."""
-        content, style = self._pair
-        losers = {
-            Winner.CONTENT: (style,),
-            Winner.STYLE: (content,),
-            Winner.NONE: self._pair,
-            Winner.BOTH: (),
-        }
         for layer, winner in winners.items():
-            self._hidden[self._host_names[layer]] = losers[winner]
+            self._hidden[self._host_names[layer]] = tuple(self._pair[place] for place in winner.losers)
 
     def _looking_past_the_loser(self, original: Callable[..., Any]) -> Callable[..., Any]:
         networks, hidden = self._networks, self._hidden
@@ -132,16 +125,6 @@ class A1111Seam:
                 networks.loaded_networks = loaded
 
         return network_function
-
-
-def _does_not_fit(name: str, layer: str, why: str) -> LoraFileError:
-    # The host would skip the layer without a word.
-    return LoraFileError(
-        f"{name}: layer {layer} does not fit the loaded checkpoint ({why}); use a LoRA made for it.",
-        file=name,
-        layer=layer,
-        defect="shape",
-    )
 
 
 def _canonical(host_name: str) -> str:

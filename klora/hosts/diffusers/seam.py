@@ -129,10 +129,9 @@ class PipelineSeam:
 
     def _merge(self, layer: str, winner: Winner) -> None:
         original = self._originals[layer]
-        taken = {Winner.CONTENT: (0,), Winner.STYLE: (1,), Winner.BOTH: (0, 1), Winner.NONE: ()}[winner]
         merged = original.detach().to(torch.float32, copy=True)
-        for which in taken:
-            if layer in self._layers[which]:
+        for which in (0, 1):
+            if which not in winner.losers and layer in self._layers[which]:
                 merged += self._delta(which, layer)
         self._modules[layer].weight = nn.Parameter(
             merged.to(original.dtype), requires_grad=original.requires_grad

@@ -19,34 +19,31 @@ _TABLE = "forge_online_loras"
 #: The name under which the host finds, for the time of a pass, how rows with different winners are made.
 BY_ROWS = "K-LoRA by rows"
 
-_ABSENT: list[Any] = []
-
 
 class SwappedLists:
     """The lists of ``model`` that `put` replaced, and the way back."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._replaced: dict[str, tuple[dict[str, Any], Any]] = {}
+        #: Parameter -> its layer, the layer's table, and what stood there, if anything.
+        self._replaced: dict[str, tuple[nn.Module, dict[str, Any], list[Any] | None]] = {}
 
     def put(self, name: str, patches: list[Any]) -> None:
         """Let the layer apply these patches to its parameter ``name`` in each forward."""
         path, _, leaf = name.rpartition(".")
         layer = self._model.get_submodule(path)
         table = layer.__dict__.setdefault(_TABLE, {})
-        if name not in self._replaced:
-            self._replaced[name] = (table, table.get(leaf, _ABSENT))
+        self._replaced.setdefault(name, (layer, table, table.get(leaf)))
         table[leaf] = patches
 
     def restore(self) -> None:
         """Give every layer back the list that it had."""
-        for name, (table, original) in self._replaced.items():
-            path, _, leaf = name.rpartition(".")
-            if original is _ABSENT:
+        for name, (layer, table, original) in self._replaced.items():
+            leaf = name.rpartition(".")[2]
+            if original is None:
                 table.pop(leaf, None)
             else:
                 table[leaf] = original
-            layer = self._model.get_submodule(path)
             if not table and layer.__dict__.get(_TABLE) is table:
                 delattr(layer, _TABLE)
         self._replaced = {}

@@ -1,16 +1,20 @@
 """What the adapters of the Forge family share: they differ in who merges, not in what a layer is."""
 
 from klora.hosts.forge_family.compiled import refuse_compiled
-from klora.hosts.forge_family.layers import ContestedLayer, contested_layers, is_gguf
-from klora.hosts.forge_family.parameters import ExchangedParameters
-from klora.hosts.forge_family.regions import Losers, Region, Regions, assembled
+from klora.hosts.forge_family.denoiser import PatchedDenoiser
+from klora.hosts.forge_family.host import FamilyHost
+from klora.hosts.forge_family.layers import contested_layers, is_gguf
+from klora.hosts.forge_family.pair_patches import PairPatches, Patch, Patches
+from klora.hosts.forge_family.regions import Losers, Region, assembled
 
 __all__ = [
-    "ContestedLayer",
-    "ExchangedParameters",
+    "FamilyHost",
     "Losers",
+    "PairPatches",
+    "Patch",
+    "PatchedDenoiser",
+    "Patches",
     "Region",
-    "Regions",
     "assembled",
     "contested_layers",
     "is_gguf",

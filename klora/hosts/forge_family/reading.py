@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from klora.files import read_lora
 from klora.files.conversion import state_dict_in
 from klora.hosts.webui.checks import checked_base_model, loaded_family
 from klora.hosts.webui.library import KnownLora
+from klora.hosts.webui.stand_in import stand_in
 
 #: Path -> (time, size, inode) of the file that the host read last at K-LoRA's bidding.
 _seen: dict[str, tuple[int, int, int]] = {}
@@ -85,8 +86,7 @@ def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> None:
             setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
 
 
-@contextmanager
-def _read_as(networks: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+def _read_as(networks: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> AbstractContextManager[None]:
     before = networks.load_lora_state_dict
     if hasattr(before, "cache_clear"):
         before.cache_clear()
@@ -94,8 +94,4 @@ def _read_as(networks: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> It
     def load_lora_state_dict(filename: str) -> Any:
         return converted[filename] if filename in converted else before(filename)
 
-    networks.load_lora_state_dict = load_lora_state_dict
-    try:
-        yield
-    finally:
-        networks.load_lora_state_dict = before
+    return stand_in(networks, "load_lora_state_dict", load_lora_state_dict)

@@ -15,13 +15,6 @@ Rows = tuple[tuple[int, int], ...]
 #: Places in the pair (0 content, 1 style) of those that are not applied.
 Losers = tuple[int, ...]
 
-_LOSERS: Mapping[Winner, Losers] = {
-    Winner.CONTENT: (1,),
-    Winner.STYLE: (0,),
-    Winner.BOTH: (),
-    Winner.NONE: (0, 1),
-}
-
 
 @dataclass(frozen=True)
 class Region:
@@ -65,7 +58,7 @@ class Regions:
         """
         claimed: dict[Losers, Rows] = {}
         for layer in self._in_parameter[name]:
-            losers = _LOSERS[self.winners.get(layer, Winner.BOTH)]
+            losers = self.winners.get(layer, Winner.BOTH).losers
             claimed[losers] = claimed.get(losers, ()) + (self._layers[layer].rows or ((0, height),))
         left = height - sum(stop - start for rows in claimed.values() for start, stop in rows)
         first = () if left else next(iter(claimed))

@@ -6,7 +6,7 @@ import os
 from pathlib import PurePath
 from typing import Any
 
-from klora.errors import PairError
+from klora.errors import LoraFileError, PairError
 from klora.files import UnknownDialectError, read_lora
 
 #: What the models of the WebUIs call themselves -> what LoRA files are made for.
@@ -59,3 +59,13 @@ def check_base_model(model: Any, path: str, name: str) -> None:
             f"LoRA {name} is made for {made_for}, but the loaded checkpoint is {here}; "
             f"load a checkpoint of {made_for} or pick a LoRA for {here}."
         )
+
+
+def does_not_fit(name: str, layer: str, why: str) -> LoraFileError:
+    """The error for a LoRA of which a layer cannot be added to the loaded checkpoint's."""
+    return LoraFileError(
+        f"{name}: layer {layer} does not fit the loaded checkpoint ({why}); use a LoRA made for it.",
+        file=name,
+        layer=layer,
+        defect="shape",
+    )

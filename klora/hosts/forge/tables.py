@@ -7,13 +7,13 @@ by parameter. Nothing here depends on where in a tuple something stands.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 Identifier = tuple[Any, ...]
 Entry = Mapping[str, list[Any]]
-Patches = Mapping[Identifier, Entry]
+Table = Mapping[Identifier, Entry]
 
 
 class _Withheld(str):
@@ -26,7 +26,7 @@ class _Withheld(str):
 
 
 def without(
-    patches: Patches, identifiers: Collection[Identifier], parameters: Collection[str]
+    table: Table, identifiers: Collection[Identifier], parameters: Collection[str]
 ) -> dict[Identifier, Entry]:
     """The whole table less what the entries of ``identifiers`` do to ``parameters``.
 
@@ -34,7 +34,7 @@ def without(
     """
     names = hashlib.sha256(" ".join(sorted(parameters)).encode()).hexdigest()[:16]
     stripped: dict[Identifier, Entry] = {}
-    for identifier, entry in patches.items():
+    for identifier, entry in table.items():
         if identifier not in identifiers:
             stripped[identifier] = entry
             continue
@@ -47,9 +47,9 @@ def without(
     return stripped
 
 
-def whole(patches: Patches) -> dict[Identifier, Entry]:
+def whole(table: Table) -> dict[Identifier, Entry]:
     """The table as the host built it, in its order, whether or not parameters were taken away."""
-    entries = (_whole_entry(identifier, entry) for identifier, entry in patches.items())
+    entries = (_whole_entry(identifier, entry) for identifier, entry in table.items())
     return dict(entries)
 
 
@@ -58,46 +58,28 @@ def _whole_entry(identifier: Identifier, entry: Entry) -> tuple[Identifier, Entr
     return withheld[0].entry if withheld else (identifier, entry)
 
 
-def is_of(identifier: Identifier, paths: Collection[str]) -> bool:
-    """Whether the entry comes from one of the files."""
-    return any(one in paths for one in identifier)
+def of_files(table: Table, *paths: str) -> set[Identifier]:
+    """The entries that come from one of the files."""
+    return {identifier for identifier in table if any(one in paths for one in identifier)}
 
 
-def online(unet: Any, patches: Patches) -> set[Identifier]:
+def online(unet: Any, table: Table) -> set[Identifier]:
     """The entries that the host applies in each forward and does not merge. It is asked about one at a time,
     because only it knows where in an identifier that stands."""
     ask = type(unet).has_online_lora
-    return {one for one, entry in patches.items() if ask(SimpleNamespace(lora_patches={one: entry}))}
+    return {one for one, entry in table.items() if ask(SimpleNamespace(lora_patches={one: entry}))}
 
 
-def of_file(patches: Patches, path: str) -> dict[Identifier, Entry]:
-    """The entries that come from the file."""
-    return {identifier: entry for identifier, entry in patches.items() if is_of(identifier, (path,))}
+def by_parameter(table: Table, identifiers: Collection[Identifier]) -> dict[str, list[Any]]:
+    """What these entries do to each parameter, in the host's order."""
+    found: dict[str, list[Any]] = {}
+    for identifier, entry in table.items():
+        if identifier in identifiers:
+            for name, patches in entry.items():
+                found.setdefault(name, []).extend(patches)
+    return found
 
 
-def touched(patches: Patches, path: str) -> set[str]:
-    """The parameters that the file changes."""
-    return {name for entry in of_file(patches, path).values() for name in entry}
-
-
-def for_parameter(patches: Patches, name: str, skipped: Collection[str] = ()) -> list[Any]:
-    """What is merged into a parameter, in the host's order, less what the skipped files add."""
-    return [
-        patch
-        for identifier, entry in patches.items()
-        if not is_of(identifier, skipped)
-        for patch in entry.get(name, ())
-    ]
-
-
-def numbers(patches: Patches, path: str) -> Hashable:
-    """How strong the file is applied, also where another extension changed it layer by layer."""
-    strengths: list[Hashable] = []
-    for identifier, entry in of_file(patches, path).items():
-        strengths.append(_numbers(identifier))
-        strengths.extend((name, *map(_numbers, found)) for name, found in entry.items())
-    return tuple(strengths)
-
-
-def _numbers(items: Iterable[object]) -> tuple[float, ...]:
-    return tuple(one for one in items if isinstance(one, float | int))
+def touches(table: Table, path: str) -> bool:
+    """Whether the file changes any parameter."""
+    return bool(by_parameter(table, of_files(table, path)))

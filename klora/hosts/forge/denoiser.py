@@ -1,0 +1,109 @@
+"""Forge: the loader merges patches into the weights when the denoiser is loaded for a pass, or hands a layer
+the list of its patches, which it then applies in each forward.
+
+A clone of the patcher without the contested patches withholds what would be merged. Where the weight is
+quantised, or the host applies patches in each forward, a layer gets the list less the loser's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klora.hosts.forge import tables
+from klora.hosts.forge.online import BY_ROWS, SwappedLists, calculator, list_by_rows, on_device
+from klora.hosts.forge_family import Losers, PairPatches, PatchedDenoiser, Region, is_gguf
+
+
+class ForgeDenoiser(PatchedDenoiser):
+    """A denoiser with a table of patches by file and a loader that merges them."""
+
+    def __init__(self, unet: Any, paths: tuple[str, str]) -> None:
+        table = tables.whole(unet.lora_patches)
+        online, pair = tables.online(unet, table), tables.of_files(table, *paths)
+        content, style = (tables.by_parameter(table, tables.of_files(table, path)) for path in paths)
+        super().__init__(
+            unet, PairPatches(tables.by_parameter(table, table), (content, style)), leaves_gguf=True
+        )
+        self._table = table
+        self._merged_pair = pair - online
+        # In each forward the pair's winners are applied, and whatever else the host does not merge.
+        self._listed = PairPatches(tables.by_parameter(table, online | pair), (content, style))
+        self._on_the_fly = set(tables.by_parameter(table, online & pair))
+        self._lists = SwappedLists(unet.model)
+        self._loader = unet.model.lora_loader
+        self._loaded: str | None = None
+        self._functions = importlib.import_module("backend.patcher.lora")
+
+    def backup(self, name: str) -> Tensor | None:
+        """The loader keeps what was there before its merge."""
+        found: Tensor | None = self._loader.backup.get(name)
+        return found
+
+    def unpacked(self, weight: Tensor) -> Tensor:
+        """The host's own function for any storage."""
+        found: Tensor = importlib.import_module("backend.operations_gguf").dequantize_tensor(weight)
+        return found
+
+    def merged(self, patches: Sequence[Any], weight: Tensor, name: str) -> Tensor:
+        """The host's own function."""
+        found: Tensor = self._functions.merge_lora_to_weight(
+            patches, weight, name, computation_dtype=torch.float32
+        )
+        return found
+
+    def without(self, parameters: Sequence[str]) -> Any:
+        """The host's patcher, or a new one without what the pair would be merged to."""
+        if not self._merged_pair:
+            return self.unet
+        clone = self.unet.clone()
+        clone.lora_patches = tables.without(self._table, self._merged_pair, parameters)
+        return clone
+
+    def is_on_the_fly(self, name: str) -> bool:
+        """Whether the host has given the layer a list, or can only take one there."""
+        return name in self._on_the_fly or is_gguf(self.exchanged.current(name))
+
+    def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
+        """Give the layer the list of all patches but the losers'."""
+        device = self.exchanged.current(name).device
+
+        def listed(losers: Losers) -> list[Any]:
+            return [on_device(one, device) for one in self._listed.without(losers, name)]
+
+        self._lists.put(name, list_by_rows(regions, listed))
+
+    def begin(self) -> None:
+        """Remember what is loaded, and tell the host how rows with different winners are made."""
+        self._loaded = self._loader.loaded_hash
+        merge = self._functions.merge_lora_to_weight
+        self._functions.extra_weight_calculators[BY_ROWS] = calculator(merge)
+
+    def was_loaded(self) -> bool:
+        """Whether the loader has worked since: then there is nothing of the host's to put back."""
+        if self._loader.loaded_hash == self._loaded:
+            return False
+        self._forget()
+        self._loaded = self._loader.loaded_hash
+        return True
+
+    def give_back(self) -> None:
+        """Parameters and lists, unless the loader has made new ones."""
+        if self._loader.loaded_hash == self._loaded:
+            self.exchanged.restore()
+            self._lists.restore()
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.exchanged.forget()
+        self._lists.forget()
+
+    def end(self) -> None:
+        """Take our way of making rows out of the host's table too."""
+        self.give_back()
+        self._functions.extra_weight_calculators.pop(BY_ROWS, None)

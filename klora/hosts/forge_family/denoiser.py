@@ -1,0 +1,115 @@
+"""A loaded denoiser with the host's patches on it: the few questions on which the family's members differ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klora.hosts.forge_family.compiled import refuse_compiled
+from klora.hosts.forge_family.pair_patches import PairPatches
+from klora.hosts.forge_family.parameters import ExchangedParameters
+from klora.hosts.forge_family.regions import Losers, Region, assembled
+
+
+class PatchedDenoiser(ABC):
+    """The denoiser of the host's patcher ``unet``, with patches of the pair's two files among others.
+
+    ``leaves_gguf``: whether weights in GGUF's blocks are left in place, and the LoRAs applied on the fly.
+    """
+
+    def __init__(self, unet: Any, patches: PairPatches, *, leaves_gguf: bool) -> None:
+        self.unet = unet
+        self.patches = patches
+        self.leaves_gguf = leaves_gguf
+        self.exchanged = ExchangedParameters(unet.model, unet.offload_device)
+
+    # --- What the host knows --------------------------------------------------------------------------
+
+    @abstractmethod
+    def backup(self, name: str) -> Tensor | None:
+        """The clean weight that the host keeps of a parameter into which it has merged something."""
+
+    @abstractmethod
+    def unpacked(self, weight: Tensor) -> Tensor:
+        """A weight in any storage of the host as numbers."""
+
+    @abstractmethod
+    def merged(self, patches: Sequence[Any], weight: Tensor, name: str) -> Tensor:
+        """A new tensor in the weight's dtype, merged in fp32; raises RuntimeError if a patch does not fit."""
+
+    def made(self, patches: Sequence[Any], clean: Tensor, name: str) -> Tensor:
+        """A new parameter with ``patches`` merged, in the host's storage and rounding."""
+        return self.merged(patches, clean, name)
+
+    @abstractmethod
+    def without(self, parameters: Sequence[str]) -> Any:
+        """The patcher that the host is to load for a pass: it merges nothing of the pair there."""
+
+    # --- LoRAs that the host applies in each forward ----------------------------------------------------
+
+    @abstractmethod
+    def is_on_the_fly(self, name: str) -> bool:
+        """Whether the parameter stays as it is, and its LoRAs are applied in each forward."""
+
+    @abstractmethod
+    def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
+        """From now on let each forward apply everything but the losers of each region."""
+
+    # --- The course of a pass ---------------------------------------------------------------------------
+
+    def refuse(self) -> None:
+        """Raise `HostError` if the weights cannot be exchanged while the denoiser runs."""
+        refuse_compiled(self.unet.model.diffusion_model, self.unet.object_patches.values())
+
+    def begin(self) -> None:  # noqa: B027 - most have nothing to do
+        """A pass begins; raises `HostError` if the weights cannot be exchanged any more."""
+
+    @abstractmethod
+    def was_loaded(self) -> bool:
+        """Whether the host has loaded the model since this was last asked, and all winners must go in again.
+
+        Asked before each forward of a pass.
+        """
+
+    @abstractmethod
+    def give_back(self) -> None:
+        """Put back all of the host's that was exchanged, unless the host has already replaced it."""
+
+    def make_way(self, successor: PatchedDenoiser) -> None:
+        """Another model takes over in the middle of a pass."""
+        self.give_back()
+
+    def end(self) -> None:
+        """The pass is over."""
+        self.give_back()
+
+    # --- What all members do alike ----------------------------------------------------------------------
+
+    def clean(self, name: str) -> Tensor:
+        """The checkpoint's own weight."""
+        backup = self.backup(name)
+        return self.exchanged.original(name) if backup is None else backup
+
+    def base(self, name: str, is_needed: bool) -> Tensor:
+        """The clean weight in fp32, or zeros like it: a quantised weight is unpacked only if it is needed."""
+        clean, device = self.clean(name), self.unet.load_device
+        if is_needed:
+            return self.unpacked(clean).to(device, torch.float32)
+        return torch.zeros(tuple(clean.shape), device=device)
+
+    def put(self, name: str, regions: Sequence[Region]) -> None:
+        """Let the parameter do with everything but the losers of each region."""
+        if self.is_on_the_fly(name):
+            self.put_on_the_fly(name, regions)
+            return
+        device = self.exchanged.current(name).device
+        clean = self.clean(name).to(device)
+
+        def made(losers: Losers) -> Tensor:
+            return self.made(self.patches.without(losers, name), clean, name)
+
+        self.exchanged.put(name, assembled(regions, made).to(device))

@@ -1,0 +1,98 @@
+"""What the shared WebUI code asks of any member of the Forge family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from klora.errors import KloraError, PairError
+from klora.hosts.forge_family.denoiser import PatchedDenoiser
+from klora.hosts.forge_family.reading import read_again
+from klora.hosts.forge_family.seam import FamilySeam
+from klora.hosts.webui import library
+from klora.hosts.webui.checks import check_base_model, loaded_family
+from klora.schedule import noise_progress
+
+#: Where the seam of a job's latest pass hangs on ``p``, because the host tells of a refiner by ``p`` alone.
+_SEAM = "klora_forge_family_seam"
+
+
+class FamilyHost(ABC):
+    """A member of the family as this process runs it."""
+
+    @abstractmethod
+    def is_understood(self, model: Any, path: str) -> bool:
+        """Whether the host has made anything of the LoRA file that it has just loaded."""
+
+    @abstractmethod
+    def is_applied(self, model: Any, path: str) -> bool:
+        """Whether the file changes the denoiser that is about to sample."""
+
+    @abstractmethod
+    def denoiser(self, model: Any, paths: tuple[str, str]) -> PatchedDenoiser | None:
+        """The model's denoiser with the patches of the files; ``None`` if the host has not read them all."""
+
+    @abstractmethod
+    def predictor(self, sampler: Any) -> Any:
+        """The model's own schedule, if the sampler gives the denoiser sigmas; ``None`` for timesteps."""
+
+    def after_activation(self, p: Any, names: Collection[str]) -> None:
+        """The host has loaded its LoRAs: let it read what it missed; in the middle of a pass, follow it."""
+        seam: FamilySeam | None = getattr(p, _SEAM, None)
+        if seam is None or not seam.is_sampling:
+            self.read(p, names)
+            return
+        try:
+            self.read(p, names)
+            denoiser = self.denoiser(p.sd_model, seam.paths)
+            if denoiser is not None:
+                p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
+        except KloraError as error:
+            seam.fail(p.sd_model.forge_objects.unet, error)
+
+    def read(self, p: Any, names: Collection[str]) -> None:
+        """Let the host read those of ``names`` that it missed; raises `LoraFileError`."""
+        pair = [found for found in map(library.find, names) if found is not None]
+        read_again(p, pair, lambda path: self.is_understood(p.sd_model, path))
+
+    def seam(self, p: Any, content: str, style: str) -> FamilySeam:
+        """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
+        model = p.sd_model
+        paths = self._path(model, content), self._path(model, style)
+        denoiser = self.denoiser(model, paths)
+        assert denoiser is not None, "both files are applied"
+        seam = FamilySeam((content, style), paths, denoiser, _checkpoint(model))
+        setattr(p, _SEAM, seam)
+        return seam
+
+    def _path(self, model: Any, name: str) -> str:
+        known = library.find(name)
+        if known is None:
+            raise PairError(f"LoRA {name} was not found; press refresh in the Lora tab.")
+        check_base_model(model, known.path, name)
+        if not self.is_applied(model, known.path):
+            raise PairError(
+                f"LoRA {name} changes no layer of the loaded checkpoint ({loaded_family(model)}); "
+                "pick another LoRA, or look on the console for why the WebUI could not load it."
+            )
+        return known.path
+
+    def before_loading(self, p: Any, seam: FamilySeam, layers: Sequence[str]) -> None:
+        """The host merges when it loads the denoiser for the pass: show it one without contested patches."""
+        p.sd_model.forge_objects.unet = seam.without(layers)
+
+    def noise_progress(self, sampler: Any, level: float) -> float:
+        """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""
+        predictor = self.predictor(sampler)
+        if predictor is None:
+            return noise_progress(level)
+        if float(predictor.sigma_max) <= 1:
+            return 1 - level  # a flow model: its sigma is the share of noise, and time itself
+        import torch
+
+        return noise_progress(float(predictor.timestep(torch.tensor([level], dtype=torch.float32))[0]))
+
+
+def _checkpoint(model: Any) -> str | None:
+    return getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)

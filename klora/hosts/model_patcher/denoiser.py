@@ -1,0 +1,139 @@
+"""Forge Neo and reForge: a patcher merges all its patches into the weights when it is loaded for a pass.
+
+So the denoiser is loaded through a clone that has no patches at all on the contested parameters; whatever
+the host unloads and reloads, it finds nothing to merge there. Where the host applies patches on the fly, it
+calls a function of ours for the layer instead, which knows the winner.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klora.hosts.forge_family import Losers, PairPatches, PatchedDenoiser, Patches, Region, assembled
+from klora.hosts.model_patcher.checks import refuse
+
+#: The host's function: (patches, weight, name, computation dtype) -> the weight, merged in place.
+Merge = Callable[..., Tensor]
+
+
+class OnTheFly:
+    """What the host calls with a layer's weight in each forward: ``merged`` adds all but the losers to it."""
+
+    def __init__(self, merged: Callable[[Losers, Tensor], Tensor]) -> None:
+        self.regions: Sequence[Region] = ()
+        self._merged = merged
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        if not self.regions:
+            return weight
+        # The merge is in place, and the host hands over the parameter itself where nothing has to be cast.
+        is_free = len(self.regions) == 1 and not isinstance(weight, nn.Parameter)
+        return assembled(
+            self.regions, lambda losers: self._merged(losers, weight if is_free else weight.clone())
+        )
+
+
+class ModelPatcherDenoiser(PatchedDenoiser):
+    """A denoiser whose patcher holds patches by parameter; ``owns`` are those of the two files."""
+
+    def __init__(self, unet: Any, owns: tuple[Patches, Patches], merge: Merge) -> None:
+        patches = PairPatches(unet.patches, owns)
+        content, style = patches.touched
+        is_on_the_fly = getattr(unet, "use_online_lora", lambda _name: False)
+        on_the_fly = [name for name in content | style if is_on_the_fly(name)]
+        super().__init__(unet, patches, leaves_gguf=bool(on_the_fly))
+        self._merge = merge
+        self._merger = _merger(unet)
+        self._branches = {name: OnTheFly(self._merging(name)) for name in on_the_fly}
+        self._is_new = True
+
+    def _merging(self, name: str) -> Callable[[Losers, Tensor], Tensor]:
+        def merged(losers: Losers, weight: Tensor) -> Tensor:
+            return self._merge(self.patches.without(losers, name), weight, name, weight.dtype)
+
+        return merged
+
+    def backup(self, name: str) -> Tensor | None:
+        """The patcher keeps what was there before its merge."""
+        found = self.unet.backup.get(name)
+        return None if found is None else found.weight
+
+    def unpacked(self, weight: Tensor) -> Tensor:
+        """The storages know how to unpack themselves."""
+        if getattr(weight, "gguf_cls", None) is not None:
+            return weight.dequantize_as_pytorch_parameter()  # type: ignore[attr-defined,no-any-return]
+        return weight.dequantize() if hasattr(weight, "_qdata") else weight
+
+    def merged(self, patches: Sequence[Any], weight: Tensor, name: str) -> Tensor:
+        """The host's own function, on a copy."""
+        return self._merge(patches, weight.clone(), name, torch.float32)
+
+    def made(self, patches: Sequence[Any], clean: Tensor, name: str) -> Tensor:
+        """Merged by the host's own patcher, so that type, device and rounding are the host's."""
+        self.exchanged.put(name, clean)
+        if not patches:
+            return clean.clone()
+        self._merger.backup, self._merger.patches = {}, {name: patches}
+        self._merger.patch_weight_to_device(name, device_to=self.unet.load_device)
+        return self.exchanged.current(name)
+
+    def without(self, parameters: Sequence[str]) -> Any:
+        """A new patcher like the host's, but without any patch on the parameters."""
+        clone = self.unet.clone()
+        for name in parameters:
+            clone.patches.pop(name, None)
+            if name in self._branches:
+                clone.add_weight_wrapper(name, self._branches[name])
+        clone.patches_uuid = uuid.uuid4()
+        return clone
+
+    def is_on_the_fly(self, name: str) -> bool:
+        """Whether the host was given a function of ours for it."""
+        return name in self._branches
+
+    def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
+        """Tell that function."""
+        self._branches[name].regions = regions
+
+    def refuse(self) -> None:
+        """Compiled models, and those that apply LoRAs by kernels of their own."""
+        refuse(self.unet)
+
+    def begin(self) -> None:
+        """What is loaded at the start of a pass needs no winners yet."""
+        self.refuse()  # another extension's script may have run since
+        self._is_new = False
+
+    def was_loaded(self) -> bool:
+        """Once, for a refiner. A model that is unloaded and loaded in between keeps its parameters."""
+        was_new, self._is_new = self._is_new, False
+        return was_new
+
+    def give_back(self) -> None:
+        """All parameters; not to a model that the host has taken apart, as reForge does for a refiner."""
+        try:
+            self.exchanged.restore()
+        except AttributeError:
+            self.exchanged.forget()
+
+    def make_way(self, successor: PatchedDenoiser) -> None:
+        """Give back, unless the host has read the refiner's weights into the same model."""
+        if successor.unet.model is self.unet.model:
+            self.exchanged.forget()
+        else:
+            self.give_back()
+
+
+def _merger(unet: Any) -> Any:
+    """A patcher of the host's kind for single parameters. It shares nothing with the one that is loaded."""
+    merger = unet.clone()
+    merger.weight_inplace_update = False
+    merger.object_patches_backup = {}
+    if hasattr(merger, "pinned"):
+        merger.pinned = set()
+    return merger
