@@ -1,4 +1,4 @@
-"""The lab's checkpoint and LoRAs in the real AUTOMATIC1111: pictures are worth what they are in the lab."""
+"""The lab's checkpoint and LoRAs in the real AUTOMATIC1111: its pictures are those of the lab."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _pictures(webui: WebUI, pair: pairs.Pair, side: str) -> Tensor:
             steps=samples.STEPS,
             cfg_scale=samples.GUIDANCE,
             sampler_name="DPM++ 2M",
-            scheduler="Uniform",
+            scheduler="SGM Uniform",  # the timesteps of the lab's scheduler
         )
         made.append(torch.frombuffer(bytearray(answer.raw), dtype=torch.uint8).reshape(64, 64, 3))
     return torch.stack(made).permute(0, 3, 1, 2)
@@ -83,7 +83,7 @@ def test_a_picture_is_worth_what_it_is_in_the_lab(lab: WebUI, side: str) -> None
     for measure in ("subject", "style"):
         here, there = (float(one[measure].mean()) for one in found)
         print(f"{side}: {measure} {here:.3f} in the lab, {there:.3f} in the WebUI")
-        # Two shares of sixteen pictures differ by so much by chance in one of twenty cases.
-        assert abs(here - there) <= 0.35
+        assert abs(here - there) <= 1 / len(SEEDS)  # one picture at the judge's limit
     apart = (ours.float() - theirs.float()).abs().mean()
     print(f"{side}: mean difference of the pictures {apart:.1f} of 255")
+    assert apart <= 2
