@@ -164,7 +164,7 @@ def test_a_bad_job_is_refused_in_a_sentence(webui: WebUI, case: str) -> None:
 
 @pytest.mark.parametrize("other_layers", ["both", "content", "style", "none", "fuse"])
 def test_other_layers(webui: WebUI, other_layers: str) -> None:
-    settings: dict[str, Any] = {"other_layers": other_layers, **CONTENT_WINS}
+    settings: dict[str, Any] = {**CONTENT_WINS, "other_layers": other_layers}
     is_only = webui.txt2img(PAIR, settings).pixels == webui.txt2img(f"a cat {CONTENT}").pixels
     assert is_only == (other_layers in ("content", "fuse"))
 
