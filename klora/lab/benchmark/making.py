@@ -23,9 +23,9 @@ import klora
 from klora.files import is_attention, read_lora
 from klora.files.pairing import pair_layers
 from klora.lab import checkpoint, loras, samples, truth
-from klora.lab.autoencoder import reconstruct, to_signed
 from klora.lab.benchmark.choices import replaced
 from klora.lab.benchmark.methods import Method
+from klora.lab.judges import through
 from klora.lab.model import Model
 from klora.lab.pairs import Pair
 
@@ -115,8 +115,7 @@ class Maker:
     def true(self, pair: Pair, seeds: Sequence[int]) -> Made:
         """The true drawing through the autoencoder, the same for every seed."""
         drawn = truth.drawing(pair.subject, pair.style.style)[None]
-        back = reconstruct(self.model.autoencoder, to_signed(drawn))
-        picture = ((back.clamp(-1, 1) + 1) * 127.5).round().byte()
+        picture = through(self.model.autoencoder, drawn)
         return Made(picture.expand(len(seeds), -1, -1, -1), torch.zeros(len(seeds)))
 
 
