@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from klora.hosts.forge import tables
-from klora.hosts.forge.online import BY_ROWS, SwappedLists, calculator, list_by_rows, on_device
-from klora.hosts.forge_family import Losers, PairPatches, PatchedDenoiser, Region, is_gguf
+from klora.hosts.forge.online import SwappedLists, on_device
+from klora.hosts.forge_family import PairPatches, PatchedDenoiser, Region, assembled, is_gguf
+
+#: The name under which the host finds, for the time of a pass, how rows with different winners are made.
+_BY_ROWS = "K-LoRA by rows"
 
 
 class ForgeDenoiser(PatchedDenoiser):
@@ -25,14 +28,13 @@ class ForgeDenoiser(PatchedDenoiser):
     def __init__(self, unet: Any, paths: tuple[str, str]) -> None:
         table = tables.whole(unet.lora_patches)
         online, pair = tables.online(unet, table), tables.of_files(table, *paths)
-        content, style = (tables.by_parameter(table, tables.of_files(table, path)) for path in paths)
-        super().__init__(
-            unet, PairPatches(tables.by_parameter(table, table), (content, style)), leaves_gguf=True
-        )
+        owns = [tables.by_parameter(table, tables.of_files(table, path)) for path in paths]
+        files = owns[0], owns[1]
+        super().__init__(unet, PairPatches(tables.by_parameter(table, table), files), leaves_gguf=True)
         self._table = table
         self._merged_pair = pair - online
         # In each forward the pair's winners are applied, and whatever else the host does not merge.
-        self._listed = PairPatches(tables.by_parameter(table, online | pair), (content, style))
+        self._listed = PairPatches(tables.by_parameter(table, online | pair), files)
         self._on_the_fly = set(tables.by_parameter(table, online & pair))
         self._lists = SwappedLists(unet.model)
         self._loader = unet.model.lora_loader
@@ -69,41 +71,40 @@ class ForgeDenoiser(PatchedDenoiser):
         return name in self._on_the_fly or is_gguf(self.exchanged.current(name))
 
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
-        """Give the layer the list of all patches but the losers'."""
+        """Give the layer the list of all patches but the losers', or one that stands for several by rows."""
         device = self.exchanged.current(name).device
+        lists = {one.losers: on_device(self._listed.without(one.losers, name), device) for one in regions}
 
-        def listed(losers: Losers) -> list[Any]:
-            return [on_device(one, device) for one in self._listed.without(losers, name)]
+        def by_rows(weight: Tensor) -> Tensor:
+            merge = self._functions.merge_lora_to_weight
+            return assembled(regions, lambda losers: merge(lists[losers], weight, name, weight.dtype))
 
-        self._lists.put(name, list_by_rows(regions, listed))
+        is_one = len(lists) == 1
+        self._lists.put(
+            name, lists[regions[0].losers] if is_one else [[1.0, (_BY_ROWS, by_rows), 1.0, None, None]]
+        )
 
     def begin(self) -> None:
         """Remember what is loaded, and tell the host how rows with different winners are made."""
         self._loaded = self._loader.loaded_hash
-        merge = self._functions.merge_lora_to_weight
-        self._functions.extra_weight_calculators[BY_ROWS] = calculator(merge)
+        self._functions.extra_weight_calculators[_BY_ROWS] = lambda weight, _, by_rows: by_rows(weight)
 
     def was_loaded(self) -> bool:
         """Whether the loader has worked since: then there is nothing of the host's to put back."""
         if self._loader.loaded_hash == self._loaded:
             return False
-        self._forget()
         self._loaded = self._loader.loaded_hash
+        self.exchanged.forget()
+        self._lists.restore()
         return True
 
     def give_back(self) -> None:
         """Parameters and lists, unless the loader has made new ones."""
-        if self._loader.loaded_hash == self._loaded:
+        if not self.was_loaded():
             self.exchanged.restore()
             self._lists.restore()
-        else:
-            self._forget()
-
-    def _forget(self) -> None:
-        self.exchanged.forget()
-        self._lists.forget()
 
     def end(self) -> None:
         """Take our way of making rows out of the host's table too."""
         self.give_back()
-        self._functions.extra_weight_calculators.pop(BY_ROWS, None)
+        self._functions.extra_weight_calculators.pop(_BY_ROWS, None)

@@ -33,29 +33,22 @@ def without(
     These entries have other identifiers than before, because the host merges afresh only if those change.
     """
     names = hashlib.sha256(" ".join(sorted(parameters)).encode()).hexdigest()[:16]
-    stripped: dict[Identifier, Entry] = {}
-    for identifier, entry in table.items():
-        if identifier not in identifiers:
-            stripped[identifier] = entry
-            continue
+
+    def stripped(identifier: Identifier, entry: Entry) -> tuple[Identifier, Entry]:
         path = next(one for one in identifier if isinstance(one, str))
         withheld = _Withheld(f"{path} without {names}")
         withheld.entry = (identifier, entry)
-        stripped[tuple(withheld if one is path else one for one in identifier)] = {
-            name: found for name, found in entry.items() if name not in parameters
-        }
-    return stripped
+        less = {name: found for name, found in entry.items() if name not in parameters}
+        return tuple(withheld if one is path else one for one in identifier), less
+
+    return dict(stripped(*item) if item[0] in identifiers else item for item in table.items())
 
 
 def whole(table: Table) -> dict[Identifier, Entry]:
     """The table as the host built it, in its order, whether or not parameters were taken away."""
-    entries = (_whole_entry(identifier, entry) for identifier, entry in table.items())
-    return dict(entries)
-
-
-def _whole_entry(identifier: Identifier, entry: Entry) -> tuple[Identifier, Entry]:
-    withheld = [one for one in identifier if isinstance(one, _Withheld)]
-    return withheld[0].entry if withheld else (identifier, entry)
+    return dict(
+        next((one.entry for one in item[0] if isinstance(one, _Withheld)), item) for item in table.items()
+    )
 
 
 def of_files(table: Table, *paths: str) -> set[Identifier]:
@@ -82,4 +75,4 @@ def by_parameter(table: Table, identifiers: Collection[Identifier]) -> dict[str,
 
 def touches(table: Table, path: str) -> bool:
     """Whether the file changes any parameter."""
-    return bool(by_parameter(table, of_files(table, path)))
+    return any(table[identifier] for identifier in of_files(table, path))
