@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 UNKNOWN = "unknown"
 
@@ -42,7 +42,8 @@ def base_model(
     ``keys`` are the file's own, whose native block names tell Flux from SD3; ``shapes`` are those of dW by
     canonical name.
     """
-    return _from_names(keys, shapes) or _from_widths(shapes) or _from_metadata(metadata) or UNKNOWN
+    said = [metadata.get(key, "").lower() for key in _METADATA_KEYS]
+    return _from_names(keys, shapes) or _from_widths(shapes, said) or _from_metadata(said) or UNKNOWN
 
 
 def _from_names(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -59,15 +60,16 @@ def _from_names(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> s
     )
 
 
-def _from_widths(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _from_widths(shapes: Mapping[str, tuple[int, ...]], said: Sequence[str]) -> str | None:
     for name, shape in shapes.items():
         if name.endswith((".attn2.to_k", ".attn2.to_v")) and shape[1] in _TEXT_WIDTHS:
             return _TEXT_WIDTHS[shape[1]]
     for name, shape in shapes.items():
         if name.endswith((".attn.to_q", ".attn.to_qkv", ".attn.to_out.0")) and shape[1] in _BLOCK_WIDTHS:
             model = _BLOCK_WIDTHS[shape[1]]
-            # Qwen-Image has Flux's names and width, but many more blocks.
-            return None if model == "Flux" and _deepest(shapes) >= _FLUX_DOUBLE_BLOCKS else model
+            # Qwen-Image has Flux's names and width, but many more blocks; a file for few of them may tell.
+            is_qwen = _deepest(shapes) >= _FLUX_DOUBLE_BLOCKS or any("qwen" in one for one in said)
+            return None if model == "Flux" and is_qwen else model
     # Only SDXL stacks transformer blocks; only it has a second text embedding.
     deep = any(_DEEP_TRANSFORMER.fullmatch(name) or name.startswith("add_embedding.") for name in shapes)
     return "SDXL" if deep else None
@@ -79,10 +81,9 @@ def _deepest(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return max((int(match[1]) for match in found if match), default=-1)
 
 
-def _from_metadata(metadata: Mapping[str, str]) -> str | None:
-    for key in _METADATA_KEYS:
-        said = metadata.get(key, "").lower()
+def _from_metadata(said: Sequence[str]) -> str | None:
+    for one in said:
         for mark, model in _METADATA_MARKS:
-            if mark in said:
+            if mark in one:
                 return model
     return None

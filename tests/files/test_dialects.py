@@ -251,14 +251,21 @@ def test_base_model_from_metadata_where_tensors_do_not_tell(
 
 
 @pytest.mark.parametrize(
-    ("block", "width", "model"), [(18, 3072, "Flux"), (19, 3072, "unknown"), (30, 2432, "SD3")]
+    ("block", "width", "said", "model"),
+    [
+        (18, 3072, "", "Flux"),
+        (19, 3072, "", "unknown"),
+        (18, 3072, "Qwen-Image/lora", "unknown"),
+        (18, 3072, "flux-1-dev/lora", "Flux"),
+        (30, 2432, "", "SD3"),
+    ],
 )
 def test_base_model_from_the_width_of_double_blocks(
-    block: int, width: int, model: str, tmp_path: Path
+    block: int, width: int, said: str, model: str, tmp_path: Path
 ) -> None:
     stem = f"transformer.transformer_blocks.{block}.attn.to_q"
     tensors = {f"{stem}.lora_A.weight": torch.ones(1, width), f"{stem}.lora_B.weight": torch.ones(width, 1)}
-    save_file(tensors, tmp_path / "x.safetensors")
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"modelspec.architecture": said})
     assert read_lora(tmp_path / "x.safetensors").base_model == model
 
 
