@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,13 +30,10 @@ def stored(webui: FamilyWebUI) -> Iterator[Callable[[str], None]]:  # noqa: F811
     choose("Automatic")
 
 
-@pytest.mark.parametrize("storage", ["float8-e4m3fn", "float8-e5m2"])
-@pytest.mark.parametrize("way", ["", " (fp16 LoRA)"], ids=["merged", "on the fly"])
-def test_fp8(webui: FamilyWebUI, stored: Callable[[str], None], storage: str, way: str) -> None:  # noqa: F811
-    plain = webui.txt2img(PAIR)
-    stored(storage + way)
+def fuses_in_storage(webui: FamilyWebUI, plain: tuple[str, ...]) -> None:  # noqa: F811
+    """The table's core with a storage that shows: without it the pixels of the pair were ``plain``."""
     base, added = webui.txt2img("a cat "), webui.txt2img(PAIR)
-    assert added.pixels != plain.pixels  # the storage is in use
+    assert added.pixels != plain  # the storage is in use
     for request in ({}, PASSES["hires"], PASSES["second order"]):
         for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
             only = webui.txt2img(f"a cat {winner}", **request)
@@ -43,6 +41,42 @@ def test_fp8(webui: FamilyWebUI, stored: Callable[[str], None], storage: str, wa
     assert webui.txt2img(PAIR, {}).pixels not in (base.pixels, added.pixels)
     assert webui.txt2img(PAIR).pixels == added.pixels
     assert webui.txt2img("a cat ").pixels == base.pixels
+
+
+@pytest.mark.parametrize("storage", ["float8-e4m3fn", "float8-e5m2"])
+@pytest.mark.parametrize("way", ["", " (fp16 LoRA)"], ids=["merged", "on the fly"])
+def test_fp8(webui: FamilyWebUI, stored: Callable[[str], None], storage: str, way: str) -> None:  # noqa: F811
+    plain = webui.txt2img(PAIR)
+    stored(storage + way)
+    fuses_in_storage(webui, plain.pixels)
+
+
+@pytest.fixture
+def four_bits(webui: FamilyWebUI) -> str:  # noqa: F811
+    """How the host calls nf4, if it has bitsandbytes."""
+    has_kernels = "import importlib.util, sys; sys.exit(not importlib.util.find_spec('bitsandbytes'))"
+    if subprocess.run([webui.family.python, "-c", has_kernels], check=False).returncode:
+        pytest.skip("install bitsandbytes into the host's Python to test nf4")
+    return "bnb-nf4"
+
+
+def test_nf4_on_the_fly(webui: FamilyWebUI, stored: Callable[[str], None], four_bits: str) -> None:  # noqa: F811
+    plain = webui.txt2img(PAIR)
+    stored(four_bits + " (fp16 LoRA)")
+    fuses_in_storage(webui, plain.pixels)
+
+
+def test_flux_in_nf4_on_the_fly(webui: FamilyWebUI, four_bits: str) -> None:  # noqa: F811
+    flux = webui.checkpoint("FLUX")
+    webui.options(forge_unet_storage_dtype=four_bits + " (fp16 LoRA)")
+    try:
+        webui.options(sd_model_checkpoint="sd1-a.safetensors")
+        webui.options(sd_model_checkpoint=flux)
+        for style in ("style-flux", "style-flux-split"):
+            fuses_flux(webui, "content-flux", style)
+    finally:
+        webui.options(forge_unet_storage_dtype="Automatic")
+        webui.options(sd_model_checkpoint="sd1-a.safetensors")
 
 
 def test_on_the_fly_and_merged_differ_by_the_storage_s_rounding(

@@ -76,16 +76,25 @@ def test_every_linear_is_contested_and_attention_is_told_by_its_words(found: dic
     assert found == LAYERS
 
 
-@pytest.mark.parametrize(
-    ("mark", "sentence"), [("gguf_cls", "fp16 LoRA"), ("quant_state", "load it in fp16")]
-)
-def test_quantised_weights_that_cannot_be_exchanged_are_refused_with_a_remedy(
-    files: tuple[str, str], mark: str, sentence: str
+@pytest.mark.parametrize("mark", ["gguf_cls", "bnb_quantized"])
+def test_packed_weights_are_refused_with_a_remedy_unless_they_stay_in_place(
+    files: tuple[str, str], mark: str, found: dict[str, bool]
 ) -> None:
     model = _model()
     setattr(model.get_parameter(TOUCHED[0]), mark, object())
-    with pytest.raises(HostError, match=sentence):
+    with pytest.raises(HostError, match="fp16 LoRA"):
         contested_layers(model, files, (TOUCHED, TOUCHED))
+    assert len(contested_layers(model, files, (TOUCHED, TOUCHED), leaves_packed=True)) == len(found)
+
+
+def test_weights_in_whole_numbers_are_refused_with_a_remedy(files: tuple[str, str]) -> None:
+    model = _model()
+    path, _, leaf = TOUCHED[0].rpartition(".")
+    layer = model.get_submodule(path)
+    numbers = getattr(layer, leaf).to(torch.int8)
+    setattr(layer, leaf, nn.Parameter(numbers, requires_grad=False))
+    with pytest.raises(HostError, match=r"int8.*load it in fp16"):
+        contested_layers(model, files, (TOUCHED, TOUCHED), leaves_packed=True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klora.hosts.forge import tables
 from klora.hosts.forge.online import SwappedLists, on_device
-from klora.hosts.forge_family import PairPatches, PatchedDenoiser, Region, assembled, is_gguf
+from klora.hosts.forge_family import PairPatches, PatchedDenoiser, Region, assembled, is_packed
 
 #: The name under which the host finds, for the time of a pass, how rows with different winners are made.
 _BY_ROWS = "K-LoRA by rows"
@@ -30,7 +30,7 @@ class ForgeDenoiser(PatchedDenoiser):
         online, pair = tables.online(unet, table), tables.of_files(table, *paths)
         owns = [tables.by_parameter(table, tables.of_files(table, path)) for path in paths]
         files = owns[0], owns[1]
-        super().__init__(unet, PairPatches(tables.by_parameter(table, table), files), leaves_gguf=True)
+        super().__init__(unet, PairPatches(tables.by_parameter(table, table), files), leaves_packed=True)
         self._table = table
         self._merged_pair = pair - online
         # In each forward the pair's winners are applied, and whatever else the host does not merge.
@@ -68,7 +68,7 @@ class ForgeDenoiser(PatchedDenoiser):
 
     def is_on_the_fly(self, name: str) -> bool:
         """Whether the host has given the layer a list, or can only take one there."""
-        return name in self._on_the_fly or is_gguf(self.exchanged.current(name))
+        return name in self._on_the_fly or is_packed(self.exchanged.current(name))
 
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
         """Give the layer the list of all patches but the losers', or one that stands for several by rows."""

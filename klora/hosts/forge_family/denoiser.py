@@ -13,18 +13,19 @@ from klora.hosts.forge_family.compiled import refuse_compiled
 from klora.hosts.forge_family.pair_patches import PairPatches
 from klora.hosts.forge_family.parameters import ExchangedParameters
 from klora.hosts.forge_family.regions import Losers, Region, assembled
+from klora.hosts.forge_family.storage import shape_of, unpacked
 
 
 class PatchedDenoiser(ABC):
     """The denoiser of the host's patcher ``unet``, with patches of the pair's two files among others.
 
-    ``leaves_gguf``: whether weights in GGUF's blocks are left in place, and the LoRAs applied on the fly.
+    ``leaves_packed``: whether weights packed into blocks are left in place, and the LoRAs applied on the fly.
     """
 
-    def __init__(self, unet: Any, patches: PairPatches, *, leaves_gguf: bool) -> None:
+    def __init__(self, unet: Any, patches: PairPatches, *, leaves_packed: bool) -> None:
         self.unet = unet
         self.patches = patches
-        self.leaves_gguf = leaves_gguf
+        self.leaves_packed = leaves_packed
         self.exchanged = ExchangedParameters(unet.model, unet.offload_device)
 
     # --- What the host knows --------------------------------------------------------------------------
@@ -35,7 +36,7 @@ class PatchedDenoiser(ABC):
 
     @abstractmethod
     def unpacked(self, weight: Tensor) -> Tensor:
-        """A weight in any storage of the host as numbers."""
+        """A weight in a storage of the host's own as numbers."""
 
     @abstractmethod
     def merged(self, patches: Sequence[Any], weight: Tensor, name: str) -> Tensor:
@@ -98,8 +99,8 @@ class PatchedDenoiser(ABC):
         """The clean weight in fp32, or zeros like it: a quantised weight is unpacked only if it is needed."""
         clean, device = self.clean(name), self.unet.load_device
         if is_needed:
-            return self.unpacked(clean).to(device, torch.float32)
-        return torch.zeros(tuple(clean.shape), device=device)
+            return self.unpacked(unpacked(clean)).to(device, torch.float32)
+        return torch.zeros(shape_of(clean), device=device)
 
     def put(self, name: str, regions: Sequence[Region]) -> None:
         """Let the parameter do with everything but the losers of each region."""

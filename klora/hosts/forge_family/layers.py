@@ -6,12 +6,13 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from klora.errors import HostError, LoraFileError
+from klora.errors import LoraFileError
 from klora.files import LoraLayer, forward_position, host_layer_to_canonical, is_attention, read_lora
 from klora.files import split_layers as split
 from klora.files.canonical import Part, parts_of
+from klora.hosts.forge_family.storage import refuse_quantised, shape_of
 from klora.weights import LayerView
 
 _DENOISER = "diffusion_model."
@@ -38,13 +39,13 @@ def contested_layers(
     files: tuple[str, str],
     touched: tuple[Collection[str], Collection[str]],
     *,
-    gguf: bool = False,
+    leaves_packed: bool = False,
 ) -> dict[str, ContestedLayer]:
     """The contested layers of ``model`` by canonical name, in the order of a forward pass.
 
     ``touched`` are the parameters that the host found in each of the two ``files``. A fused projection is
     taken apart, as `klora.files.pair_layers` does. Raises `HostError` if a layer's weight is in a storage
-    that cannot be exchanged; ``gguf`` says that the adapter leaves GGUF's weights in place.
+    that cannot be exchanged; ``leaves_packed`` says that the adapter leaves those in blocks in place.
     """
     parameters = dict(model.named_parameters())
     known = (_known_layers(files[0]), _known_layers(files[1]))
@@ -57,8 +58,7 @@ def contested_layers(
         for part in _parts(whole, parameters[weight]):
             if any(layers is not None and part.name not in layers for layers in known):
                 continue  # one file leaves this part alone, or has a type without a dW to weigh, as IA3
-            if not (gguf and is_gguf(parameters[weight])):
-                _refuse_quantised(weight, parameters[weight])
+            refuse_quantised(weight, parameters[weight], leaves_packed=leaves_packed)
             beside = weight.removesuffix(_WEIGHT) + ".bias"
             ranks = [None if layers is None else layers[part.name].rank for layers in known]
             found[part.name] = ContestedLayer(
@@ -74,7 +74,7 @@ def contested_layers(
 
 def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:
     try:
-        return parts_of(whole, int(weight.shape[0])) or (Part(whole, ()),)
+        return parts_of(whole, shape_of(weight)[0]) or (Part(whole, ()),)
     except ValueError:  # a model of its own with a name of Flux's: not to be taken apart
         return (Part(whole, ()),)
 
@@ -97,24 +97,6 @@ def _is_of_a_layer(weight: str, parameters: Mapping[str, nn.Parameter]) -> bool:
         and weight in parameters
         and len(parameters[weight].shape) in (2, 4)
     )
-
-
-def is_gguf(parameter: Tensor) -> bool:
-    """Whether the numbers are in GGUF's blocks, which the family unpacks in each forward."""
-    return hasattr(parameter, "gguf_cls")
-
-
-def _refuse_quantised(name: str, parameter: nn.Parameter) -> None:
-    if is_gguf(parameter):
-        raise HostError(
-            "K-LoRA cannot exchange weights of a GGUF checkpoint into which this WebUI merges LoRAs; choose "
-            "'Automatic (fp16 LoRA)' in 'Diffusion in Low Bits', or untick K-LoRA."
-        )
-    if hasattr(parameter, "quant_state") or not parameter.is_floating_point():
-        raise HostError(
-            f"K-LoRA cannot exchange weights of this checkpoint, which is quantised ({name} is "
-            f"{parameter.dtype}); load it in fp16, bf16, fp8 or as GGUF, or untick K-LoRA."
-        )
 
 
 def _place(layer: str) -> tuple[tuple[int, ...], str]:

@@ -22,6 +22,7 @@ from klora.files.layer import take_rows
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ContestedLayer, contested_layers
 from klora.hosts.forge_family.regions import Regions
+from klora.hosts.forge_family.storage import shape_of
 from klora.hosts.webui.checks import does_not_fit
 from klora.weights import LayerView, Winner
 
@@ -51,8 +52,8 @@ class FamilySeam:
         self._denoiser = denoiser
         self._checkpoint = checkpoint
         model, touched = denoiser.unet.model, denoiser.patches.touched
-        self._layers = contested_layers(model, self.paths, touched, gguf=denoiser.leaves_gguf)
-        self._sizes = {name: tuple(denoiser.clean(one.weight).shape) for name, one in self._layers.items()}
+        self._layers = contested_layers(model, self.paths, touched, leaves_packed=denoiser.leaves_packed)
+        self._sizes = {name: shape_of(denoiser.clean(one.weight)) for name, one in self._layers.items()}
         self._regions = Regions(self._layers)
         self._last_delta: dict[int, tuple[str, Tensor]] = {}
 
@@ -117,7 +118,7 @@ class FamilySeam:
     @torch.inference_mode()
     def _put(self, parameters: Sequence[str]) -> None:
         for name in parameters:
-            height = self._denoiser.exchanged.current(name).shape[0]
+            height = shape_of(self._denoiser.exchanged.current(name))[0]
             self._denoiser.put(name, self._regions.of_parameter(name, height))
 
     # --- A model that changes in the middle of a pass ---------------------------------------------------

@@ -46,7 +46,7 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         content, style = patches.touched
         is_on_the_fly = getattr(unet, "use_online_lora", lambda _name: False)
         on_the_fly = [name for name in content | style if is_on_the_fly(name)]
-        super().__init__(unet, patches, leaves_gguf=bool(on_the_fly))
+        super().__init__(unet, patches, leaves_packed=bool(on_the_fly))
         self._merge = merge
         self._merger = _merger(unet)
         self._branches = {name: OnTheFly(self._merging(name)) for name in on_the_fly}
