@@ -212,7 +212,9 @@ def write(kind: str, seed: int) -> None:
         for key, value in part.state_dict().items()
         if not key.endswith(("position_ids", "logit_scale"))
     }
-    save_file(tensors, str(OUT / f"{kind}.safetensors"))
+    half = OUT / f"{kind}.part"
+    save_file(tensors, str(half))
+    half.rename(OUT / f"{kind}.safetensors")  # what was interrupted is not taken for a checkpoint
 
 
 def _spelled(kind: str, key: str) -> str:
