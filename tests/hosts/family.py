@@ -87,7 +87,7 @@ REFORGE = Family(
     ("make_reforge_models.py",),
     (
         *("--always-cpu", "--no-half-vae", "--skip-version-check", "--disable-safe-unpickle"),
-        *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing"),
+        *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing", "--loglevel", "INFO"),
     ),
     ("--ckpt-dir", "--lora-dir"),
 )
