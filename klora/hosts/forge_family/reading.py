@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,9 @@ from klora.hosts.webui.stand_in import stand_in
 
 #: Path -> (time, size, inode) of the file that the host read last at K-LoRA's bidding.
 _seen: dict[str, tuple[int, int, int]] = {}
+
+#: The function with which the host's ``networks`` reads a file; the first that is there.
+_READERS = ("load_lora_state_dict", "load_torch_file")
 
 _CONDS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
@@ -87,11 +90,14 @@ def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 
 def _read_as(networks: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> AbstractContextManager[None]:
-    before = networks.load_lora_state_dict
+    name = next((one for one in _READERS if hasattr(networks, one)), None)
+    if name is None:
+        return nullcontext()  # what this host cannot read stays unread, and is refused by name
+    before = getattr(networks, name)
     if hasattr(before, "cache_clear"):
         before.cache_clear()
 
-    def load_lora_state_dict(filename: str) -> Any:
-        return converted[filename] if filename in converted else before(filename)
+    def read(filename: str, *arguments: Any, **keywords: Any) -> Any:
+        return converted[filename] if filename in converted else before(filename, *arguments, **keywords)
 
-    return stand_in(networks, "load_lora_state_dict", load_lora_state_dict)
+    return stand_in(networks, name, read)
