@@ -53,9 +53,11 @@ class ForgeDenoiser(PatchedDenoiser):
 
     def merged(self, patches: Sequence[Any], weight: Tensor, name: str) -> Tensor:
         """The host's own function."""
-        found: Tensor = self._functions.merge_lora_to_weight(
-            patches, weight, name, computation_dtype=torch.float32
-        )
+        return self._merged(patches, weight, name, torch.float32)
+
+    def _merged(self, patches: Sequence[Any], weight: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+        # A copy, because ersatzForge merges in place.
+        found: Tensor = self._functions.merge_lora_to_weight(patches, weight.clone(), name, dtype)
         return found
 
     def without(self, parameters: Sequence[str]) -> Any:
@@ -76,8 +78,7 @@ class ForgeDenoiser(PatchedDenoiser):
         lists = {one.losers: on_device(self._listed.without(one.losers, name), device) for one in regions}
 
         def by_rows(weight: Tensor) -> Tensor:
-            merge = self._functions.merge_lora_to_weight
-            return assembled(regions, lambda losers: merge(lists[losers], weight, name, weight.dtype))
+            return assembled(regions, lambda losers: self._merged(lists[losers], weight, name, weight.dtype))
 
         is_one = len(lists) == 1
         self._lists.put(
