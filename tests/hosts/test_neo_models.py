@@ -66,6 +66,18 @@ def test_nf4_on_the_fly(webui: FamilyWebUI, stored: Callable[[str], None], four_
     fuses_in_storage(webui, plain.pixels)
 
 
+def test_nf4_into_which_the_host_merges_is_refused(
+    webui: FamilyWebUI,  # noqa: F811
+    stored: Callable[[str], None],
+    four_bits: str,
+) -> None:
+    stored(four_bits)
+    base = webui.txt2img("a cat ")
+    with pytest.raises(RefusedError, match=r"GGUF or nf4 checkpoint .* choose 'Automatic \(fp16 LoRA\)'"):
+        webui.txt2img(PAIR, {})
+    assert webui.txt2img("a cat ").pixels == base.pixels
+
+
 def test_flux_in_nf4_on_the_fly(webui: FamilyWebUI, four_bits: str) -> None:  # noqa: F811
     flux = webui.checkpoint("FLUX")
     webui.options(forge_unet_storage_dtype=four_bits + " (fp16 LoRA)")

@@ -12,7 +12,8 @@ def install(kind: Any) -> None:
     original = kind.to
 
     def to(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        device = torch._C._nn._parse_to(*arguments, **keywords)[0]
+        known = {name: value for name, value in keywords.items() if name != "copy"}  # which Forge Neo adds
+        device = torch._C._nn._parse_to(*arguments, **known)[0]
         if device is not None and not self.bnb_quantized:
             return self._quantize(device)
         return original(self, *arguments, **keywords)
