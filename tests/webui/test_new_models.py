@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,6 +13,7 @@ from torch import nn
 
 from klora.errors import HostError
 from klora.hosts.forge_family import contested_layers
+from klora.hosts.forge_family.storage import shape_of
 from klora.hosts.webui.checks import loaded_family
 
 #: Host's name of a weight in the model -> whether it is a linear of an attention.
@@ -85,6 +88,26 @@ def test_packed_weights_are_refused_with_a_remedy_unless_they_stay_in_place(
     with pytest.raises(HostError, match="fp16 LoRA"):
         contested_layers(model, files, (TOUCHED, TOUCHED))
     assert len(contested_layers(model, files, (TOUCHED, TOUCHED), leaves_packed=True)) == len(found)
+
+
+class _Packed(nn.Parameter):
+    """As GGUF's parameters in Forge, whose shape is in numpy's numbers."""
+
+    gguf_cls = object()
+
+    @property
+    def shape(self) -> tuple[np.uint64, ...]:  # type: ignore[override]
+        return np.uint64(96), np.uint64(32)
+
+
+def test_the_shape_of_packed_weights_is_that_of_their_numbers() -> None:
+    shape = shape_of(_Packed(torch.zeros(7), requires_grad=False))
+    assert shape == (96, 32)
+    assert {type(size) for size in shape} == {int}
+    nf4 = nn.Parameter(torch.zeros(1536, 1), requires_grad=False)
+    nf4.quant_state = SimpleNamespace(shape=torch.Size((96, 32)))  # type: ignore[attr-defined]
+    assert shape_of(nf4) == (96, 32)
+    assert shape_of(torch.zeros(4, 2)) == (4, 2)
 
 
 def test_weights_in_whole_numbers_are_refused_with_a_remedy(files: tuple[str, str]) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from klora.errors import KloraError, PairError
+from klora.errors import PairError
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.reading import read_again
 from klora.hosts.forge_family.seam import FamilySeam
@@ -48,7 +48,7 @@ class FamilyHost(ABC):
             denoiser = self.denoiser(p.sd_model, seam.paths)
             if denoiser is not None:
                 p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
-        except KloraError as error:
+        except Exception as error:  # noqa: BLE001 - of whatever is raised here the host says nothing
             seam.fail(p.sd_model.forge_objects.unet, error)
 
     def read(self, p: Any, names: Collection[str]) -> None:

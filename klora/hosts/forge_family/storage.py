@@ -20,7 +20,7 @@ def is_packed(parameter: Tensor) -> bool:
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
     """The shape of a parameter's numbers, whatever they are stored in."""
     state = getattr(parameter, "quant_state", None)
-    return tuple(parameter.shape if state is None else state.shape)
+    return tuple(map(int, parameter.shape if state is None else state.shape))  # GGUF's are numpy's numbers
 
 
 def unpacked(weight: Tensor) -> Tensor:
