@@ -30,7 +30,7 @@ class ForgeDenoiser(PatchedDenoiser):
         online, pair = tables.online(unet, table), tables.of_files(table, *paths)
         owns = [tables.by_parameter(table, tables.of_files(table, path)) for path in paths]
         files = owns[0], owns[1]
-        super().__init__(unet, PairPatches(tables.by_parameter(table, table), files), leaves_packed=True)
+        super().__init__(unet, PairPatches(tables.by_parameter(table, table), files))
         self._table = table
         self._merged_pair = pair - online
         # In each forward the pair's winners are applied, and whatever else the host does not merge.

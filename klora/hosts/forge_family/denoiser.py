@@ -17,15 +17,11 @@ from klora.hosts.forge_family.storage import shape_of, unpacked
 
 
 class PatchedDenoiser(ABC):
-    """The denoiser of the host's patcher ``unet``, with patches of the pair's two files among others.
+    """The denoiser of the host's patcher ``unet``, with patches of the pair's two files among others."""
 
-    ``leaves_packed``: whether weights packed into blocks are left in place, and the LoRAs applied on the fly.
-    """
-
-    def __init__(self, unet: Any, patches: PairPatches, *, leaves_packed: bool) -> None:
+    def __init__(self, unet: Any, patches: PairPatches) -> None:
         self.unet = unet
         self.patches = patches
-        self.leaves_packed = leaves_packed
         self.exchanged = ExchangedParameters(unet.model, unet.offload_device)
 
     # --- What the host knows --------------------------------------------------------------------------
@@ -54,7 +50,7 @@ class PatchedDenoiser(ABC):
 
     @abstractmethod
     def is_on_the_fly(self, name: str) -> bool:
-        """Whether the parameter stays as it is, and its LoRAs are applied in each forward."""
+        """Whether the parameter stays as it is, as a packed one must, and its LoRAs are applied in each forward."""
 
     @abstractmethod
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:

@@ -38,14 +38,12 @@ def contested_layers(
     model: nn.Module,
     files: tuple[str, str],
     touched: tuple[Collection[str], Collection[str]],
-    *,
-    leaves_packed: bool = False,
 ) -> dict[str, ContestedLayer]:
     """The contested layers of ``model`` by canonical name, in the order of a forward pass.
 
     ``touched`` are the parameters that the host found in each of the two ``files``. A fused projection is
     taken apart, as `klora.files.pair_layers` does. Raises `HostError` if a layer's weight is in a storage
-    that cannot be exchanged; ``leaves_packed`` says that the adapter leaves those in blocks in place.
+    that is neither exchanged nor left in place.
     """
     parameters = dict(model.named_parameters())
     known = (_known_layers(files[0]), _known_layers(files[1]))
@@ -58,7 +56,7 @@ def contested_layers(
         for part in _parts(whole, parameters[weight]):
             if any(layers is not None and part.name not in layers for layers in known):
                 continue  # one file leaves this part alone, or has a type without a dW to weigh, as IA3
-            refuse_quantised(weight, parameters[weight], leaves_packed=leaves_packed)
+            refuse_quantised(weight, parameters[weight])
             beside = weight.removesuffix(_WEIGHT) + ".bias"
             ranks = [None if layers is None else layers[part.name].rank for layers in known]
             found[part.name] = ContestedLayer(

@@ -51,7 +51,7 @@ class FamilySeam:
         self._denoiser = denoiser
         self._checkpoint = checkpoint
         model, touched = denoiser.unet.model, denoiser.patches.touched
-        self._layers = contested_layers(model, self.paths, touched, leaves_packed=denoiser.leaves_packed)
+        self._layers = contested_layers(model, self.paths, touched)
         self._sizes = {name: shape_of(denoiser.clean(one.weight)) for name, one in self._layers.items()}
         self._regions = Regions(self._layers)
         self._last_delta: dict[int, tuple[str, Tensor]] = {}

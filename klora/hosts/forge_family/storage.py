@@ -31,16 +31,9 @@ def unpacked(weight: Tensor) -> Tensor:
     return found
 
 
-def refuse_quantised(name: str, parameter: nn.Parameter, *, leaves_packed: bool) -> None:
-    """Raise `HostError` if a weight cannot be exchanged; ``leaves_packed``: those in blocks stay in place."""
-    if is_packed(parameter):
-        if leaves_packed:
-            return
-        raise HostError(
-            "K-LoRA cannot exchange weights of a GGUF or nf4 checkpoint into which this WebUI merges LoRAs; "
-            "choose 'Automatic (fp16 LoRA)' in 'Diffusion in Low Bits', or untick K-LoRA."
-        )
-    if not parameter.is_floating_point():
+def refuse_quantised(name: str, parameter: nn.Parameter) -> None:
+    """Raise `HostError` if a weight is stored in whole numbers that are no blocks of these."""
+    if not is_packed(parameter) and not parameter.is_floating_point():
         raise HostError(
             f"K-LoRA cannot exchange weights of this checkpoint, which is quantised ({name} is "
             f"{parameter.dtype}); load it in fp16, bf16, fp8, nf4 or as GGUF, or untick K-LoRA."

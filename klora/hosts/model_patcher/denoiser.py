@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from klora.hosts.forge_family import Losers, PairPatches, PatchedDenoiser, Patches, Region, assembled
+from klora.hosts.forge_family import (
+    Losers,
+    PairPatches,
+    PatchedDenoiser,
+    Patches,
+    Region,
+    assembled,
+    is_packed,
+)
 from klora.hosts.model_patcher.checks import refuse
 
 #: The host's function: (patches, weight, name, computation dtype) -> the weight, merged in place.
@@ -42,11 +50,12 @@ class ModelPatcherDenoiser(PatchedDenoiser):
     """A denoiser whose patcher holds patches by parameter; ``owns`` are those of the two files."""
 
     def __init__(self, unet: Any, owns: tuple[Patches, Patches], merge: Merge) -> None:
-        patches = PairPatches(unet.patches, owns)
-        content, style = patches.touched
+        super().__init__(unet, PairPatches(unet.patches, owns))
+        content, style = self.patches.touched
         is_on_the_fly = getattr(unet, "use_online_lora", lambda _name: False)
-        on_the_fly = [name for name in content | style if is_on_the_fly(name)]
-        super().__init__(unet, patches, leaves_packed=bool(on_the_fly))
+        # What is packed is left in place, also where the host would merge.
+        packed = {name for name, parameter in unet.model.named_parameters() if is_packed(parameter)}
+        on_the_fly = [name for name in content | style if name in packed or is_on_the_fly(name)]
         self._merge = merge
         self._merger = _merger(unet)
         self._branches = {name: OnTheFly(self._merging(name)) for name in on_the_fly}
