@@ -66,16 +66,21 @@ def test_nf4_on_the_fly(webui: FamilyWebUI, stored: Callable[[str], None], four_
     fuses_in_storage(webui, plain.pixels)
 
 
-def test_nf4_into_which_the_host_merges_is_refused(
+def test_nf4_without_loras_on_the_fly(
     webui: FamilyWebUI,  # noqa: F811
     stored: Callable[[str], None],
     four_bits: str,
 ) -> None:
+    """There the host itself fails: it merges as if the blocks were numbers. K-LoRA applies on the fly."""
+    stored(four_bits + " (fp16 LoRA)")
+    on_the_fly = {winner: webui.txt2img(f"a cat {winner}").pixels for winner in (CONTENT, STYLE)}
     stored(four_bits)
     base = webui.txt2img("a cat ")
-    with pytest.raises(RefusedError, match=r"GGUF or nf4 checkpoint .* choose 'Automatic \(fp16 LoRA\)'"):
-        webui.txt2img(PAIR, {})
+    for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
+        assert webui.txt2img(PAIR, settings).pixels == on_the_fly[winner]
     assert webui.txt2img("a cat ").pixels == base.pixels
+    with pytest.raises(RefusedError, match="quant_state"):
+        webui.txt2img(PAIR)
 
 
 def test_flux_in_nf4_on_the_fly(webui: FamilyWebUI, four_bits: str) -> None:  # noqa: F811

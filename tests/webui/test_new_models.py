@@ -79,17 +79,6 @@ def test_every_linear_is_contested_and_attention_is_told_by_its_words(found: dic
     assert found == LAYERS
 
 
-@pytest.mark.parametrize("mark", ["gguf_cls", "bnb_quantized"])
-def test_packed_weights_are_refused_with_a_remedy_unless_they_stay_in_place(
-    files: tuple[str, str], mark: str, found: dict[str, bool]
-) -> None:
-    model = _model()
-    setattr(model.get_parameter(TOUCHED[0]), mark, object())
-    with pytest.raises(HostError, match="fp16 LoRA"):
-        contested_layers(model, files, (TOUCHED, TOUCHED))
-    assert len(contested_layers(model, files, (TOUCHED, TOUCHED), leaves_packed=True)) == len(found)
-
-
 class _Packed(nn.Parameter):
     """As GGUF's parameters in Forge, whose shape is in numpy's numbers."""
 
@@ -110,14 +99,18 @@ def test_the_shape_of_packed_weights_is_that_of_their_numbers() -> None:
     assert shape_of(torch.zeros(4, 2)) == (4, 2)
 
 
-def test_weights_in_whole_numbers_are_refused_with_a_remedy(files: tuple[str, str]) -> None:
+def test_weights_in_whole_numbers_are_refused_with_a_remedy(
+    files: tuple[str, str], found: dict[str, bool]
+) -> None:
     model = _model()
     path, _, leaf = TOUCHED[0].rpartition(".")
     layer = model.get_submodule(path)
     numbers = getattr(layer, leaf).to(torch.int8)
     setattr(layer, leaf, nn.Parameter(numbers, requires_grad=False))
     with pytest.raises(HostError, match=r"int8.*load it in fp16"):
-        contested_layers(model, files, (TOUCHED, TOUCHED), leaves_packed=True)
+        contested_layers(model, files, (TOUCHED, TOUCHED))
+    getattr(layer, leaf).bnb_quantized = True  # unless they are blocks, which stay in place
+    assert len(contested_layers(model, files, (TOUCHED, TOUCHED))) == len(found)
 
 
 @pytest.mark.parametrize(
