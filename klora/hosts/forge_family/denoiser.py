@@ -50,7 +50,7 @@ class PatchedDenoiser(ABC):
 
     @abstractmethod
     def is_on_the_fly(self, name: str) -> bool:
-        """Whether the parameter stays as it is, as a packed one must: its LoRAs are applied in each forward."""
+        """Whether the parameter stays as it is, as a packed one must: its LoRAs apply in each forward."""
 
     @abstractmethod
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
