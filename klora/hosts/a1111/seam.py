@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from klora.files.canonical import forward_position
+from klora.files.canonical import forward_position, is_attention
 from klora.files.native import host_layer_to_canonical
 from klora.hosts.webui.checks import does_not_fit
 from klora.weights import LayerView, Winner
@@ -49,7 +49,9 @@ class A1111Seam:
     def shared_layers(self) -> Sequence[LayerView]:
         """The denoiser's linears and convolutions that both networks change, in forward order."""
         return [
-            LayerView(name, _is_attention(host_name), *(_rank(net.modules[host_name]) for net in self._pair))
+            LayerView(
+                name, _is_attention(name, host_name), *(_rank(net.modules[host_name]) for net in self._pair)
+            )
             for name, host_name in self._host_names.items()
         ]
 
@@ -146,8 +148,8 @@ def _is_contestable(name: str, content: Any, style: Any) -> bool:
     )
 
 
-def _is_attention(host_name: str) -> bool:
-    return "_attn1_" in host_name or "_attn2_" in host_name
+def _is_attention(name: str, host_name: str) -> bool:
+    return is_attention(name) or "_attn1_" in host_name or "_attn2_" in host_name
 
 
 def _rank(module: Any) -> int | None:
