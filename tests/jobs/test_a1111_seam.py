@@ -68,6 +68,15 @@ def test_layers_are_named_and_in_forward_order(scene: Scene) -> None:
     assert {(one.content_rank, one.style_rank) for one in layers} == {(2, 2)}
 
 
+def test_attention_is_found_in_sd3_too(scene: Scene) -> None:
+    block = "diffusion_model_joint_blocks_0_x_block_"
+    for lora in (scene.fox, scene.ink):
+        lora.modules = {
+            block + leaf: lora.modules[ATTENTION[0]] for leaf in ("attn_qkv", "attn_proj", "mlp_fc1")
+        }
+    assert [one.attention for one in scene.seam().shared_layers()] == [True, True, False]
+
+
 def test_layers_that_are_no_contest_stay_with_the_host(scene: Scene) -> None:
     del scene.fox.modules[ATTENTION[0]]
     norm = NetworkModuleNorm(scene.ink, scene.model.named[ATTENTION[1]], torch.ones(SIZE, SIZE), None)
