@@ -229,6 +229,10 @@ def test_sdxl(webui: WebUI) -> None:
     assert webui.txt2img(pair, {}).pixels != webui.txt2img(pair).pixels
 
 
+# Samplers for flow models: what they make of an SD1 checkpoint is the same with any LoRA.
+_FOR_FLOW = " RF"
+
+
 @pytest.mark.timeout(3600)  # reForge has some seventy samplers, three pictures each
 def test_every_sampler(webui: WebUI) -> None:
     wrong = []
@@ -238,6 +242,8 @@ def test_every_sampler(webui: WebUI) -> None:
         only = webui.txt2img(f"a cat {CONTENT}", sampler_name=sampler)
         if webui.txt2img(PAIR, CONTENT_WINS, sampler_name=sampler).pixels != only.pixels:
             wrong.append(sampler)
+        if sampler.endswith(_FOR_FLOW):
+            continue
         if webui.txt2img(PAIR, {}, sampler_name=sampler).pixels == only.pixels:
             wrong.append(f"{sampler} (default rule)")
     assert wrong == []

@@ -23,6 +23,7 @@ from tests.hosts.test_a1111 import (  # noqa: F401 - collected here too, with th
     test_add_normally_says_so,
     test_each_mode_is_what_it_says,
     test_every_clock_runs_with_every_kind_of_sampler,
+    test_every_sampler,
     test_img2img_and_inpainting_are_fused_too,
     test_loras_picked_in_the_accordion_need_not_be_in_the_prompt,
     test_the_default_rule_makes_a_picture_of_its_own_and_repeats_it,
@@ -134,22 +135,6 @@ def test_a_compiled_model_is_refused_in_a_sentence(webui: WebUI) -> None:
     for checkpoint in ("sd1-b", "sd1-a"):  # as the message says: a failed job leaves the compiled model
         webui.options(sd_model_checkpoint=f"{checkpoint}.safetensors")
     assert webui.txt2img(PAIR, CONTENT_WINS).pixels == webui.txt2img(f"a cat {CONTENT}").pixels
-
-
-# This sampler is for flow models: its picture of an SD1 checkpoint is the same with any LoRA.
-_FOR_FLOW = "DPM++ 2s a RF"
-
-
-@pytest.mark.timeout(3600)  # many samplers, three pictures each
-def test_every_sampler(webui: WebUI) -> None:
-    wrong = []
-    for sampler in (one["name"] for one in webui.call("/sdapi/v1/samplers")):
-        only = webui.txt2img(f"a cat {CONTENT}", sampler_name=sampler).pixels
-        if webui.txt2img(PAIR, CONTENT_WINS, sampler_name=sampler).pixels != only:
-            wrong.append(sampler)
-        if sampler != _FOR_FLOW and webui.txt2img(PAIR, {}, sampler_name=sampler).pixels == only:
-            wrong.append(f"{sampler} (default rule)")
-    assert wrong == []
 
 
 _OTHERS = ("NaN", "other base model")  # these need files that only AUTOMATIC1111's fixtures make
