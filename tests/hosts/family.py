@@ -21,7 +21,7 @@ from tests.hosts.server import Answer, WebUI, free_port, start
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
 
-COMMON_FLAGS = ("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test")
+COMMON_FLAGS = ("--api", "--skip-prepare-environment", "--skip-torch-cuda-test")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def running(
     folder: Path,
     options: dict[str, Any] | None = None,
     kinds: Sequence[str] = ("SDXL", "FLUX"),
+    *,
+    has_ui: bool = False,
 ) -> Iterator[FamilyWebUI]:
     """The WebUI for as long as the context lasts; its data lie in ``folder``.
 
@@ -161,7 +163,14 @@ def running(
     folders = [part for pair in zip(family.folders, places, strict=False) for part in pair]
     port = free_port()
     log = data / "webui.log"
-    flags = [*COMMON_FLAGS, *family.flags, "--data-dir", str(data), *folders]
+    flags = [
+        *COMMON_FLAGS,
+        *(() if has_ui else ("--nowebui",)),
+        *family.flags,
+        "--data-dir",
+        str(data),
+        *folders,
+    ]
     process = start(python, root, flags, log, port)
     try:
         yield FamilyWebUI(f"http://127.0.0.1:{port}", family, models, log)

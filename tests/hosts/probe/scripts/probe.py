@@ -11,6 +11,7 @@ import torch
 from modules import script_callbacks, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 
+BORN = time.time()  # again after each reload of the UI
 armed = {"fail_at": None, "interrupt_at": None, "skip_at": None, "weights": None}
 sigmas = []  # the noise level that the host gives each of these calls
 weights = []  # the sums of the weights of the armed names at each of these calls
@@ -114,6 +115,15 @@ def add_routes(_demo, app):
         weights.clear()
         armed.update(dict.fromkeys(armed), **request)
         return armed
+
+    @app.post("/probe/reload")
+    def reload():
+        shared.state.request_restart()  # what the button "Reload UI" does
+        return {}
+
+    @app.get("/probe/born")
+    def born():
+        return {"at": BORN}
 
     @app.get("/probe/clock")
     def clock():
