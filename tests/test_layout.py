@@ -13,6 +13,9 @@ PACKAGE = sorted((ROOT / "klora").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 HOSTS = ROOT / "klora" / "hosts"
 
+#: Where script and host meet, the one file that catches everything.
+BOUNDARY = HOSTS / "webui" / "boundary.py"
+
 #: Top-level names of modules that only a running WebUI has.
 HOST_MODULES = frozenset(
     {
@@ -83,7 +86,8 @@ def test_only_the_host_room_knows_a_webui(file: Path) -> None:
 
 @pytest.mark.parametrize("file", PACKAGE + SCRIPTS, ids=name_of)
 def test_no_broad_except(file: Path) -> None:
-    assert list(broad_handlers(ast.parse(file.read_text(encoding="utf-8")))) == []
+    found = list(broad_handlers(ast.parse(file.read_text(encoding="utf-8"))))
+    assert len(found) == (1 if file == BOUNDARY else 0), found
 
 
 @pytest.mark.parametrize("file", PACKAGE + SCRIPTS, ids=name_of)

@@ -11,6 +11,7 @@ from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.reading import read_again
 from klora.hosts.forge_family.seam import FamilySeam
 from klora.hosts.webui import library
+from klora.hosts.webui.boundary import attempted
 from klora.hosts.webui.checks import check_base_model, loaded_family
 from klora.schedule import noise_progress
 
@@ -43,13 +44,15 @@ class FamilyHost(ABC):
         if seam is None or not seam.is_sampling:
             self.read(p, names)
             return
-        try:
-            self.read(p, names)
-            denoiser = self.denoiser(p.sd_model, seam.paths)
-            if denoiser is not None:
-                p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
-        except Exception as error:  # noqa: BLE001 - of whatever is raised here the host says nothing
+        error = attempted(lambda: self._follow(p, names, seam))
+        if error is not None:
             seam.fail(p.sd_model.forge_objects.unet, error)
+
+    def _follow(self, p: Any, names: Collection[str], seam: FamilySeam) -> None:
+        self.read(p, names)
+        denoiser = self.denoiser(p.sd_model, seam.paths)
+        if denoiser is not None:
+            p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
 
     def read(self, p: Any, names: Collection[str]) -> None:
         """Let the host read those of ``names`` that it missed; raises `LoraFileError`."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from klora.errors import KloraError
 from klora.files.layer import take_rows
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ContestedLayer, contested_layers
@@ -42,7 +43,7 @@ class FamilySeam:
         self.content_name, self.style_name = names
         self.paths = paths
         self._held: Sequence[str] | None = None
-        self._failed: Exception | None = None
+        self._failed: KloraError | None = None
         self._watch: RemovableHandle | None = None
         self._attach(denoiser, checkpoint)
 
@@ -143,7 +144,7 @@ class FamilySeam:
         self._regions = Regions(self._layers, winners)
         return self.without(self._held)
 
-    def fail(self, unet: Any, error: Exception) -> None:
+    def fail(self, unet: Any, error: KloraError) -> None:
         """Let the next forward of the refiner raise ``error``: where it was found the host swallows it."""
         self._failed = error
         self._watch_over(unet)

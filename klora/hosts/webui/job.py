@@ -5,7 +5,6 @@ The state of a job lives on this object, which hangs on ``p``; nothing outlives 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from klora.errors import HostError, KloraError, PairError
 from klora.hosts.webui import axes, infotext, library, prompts
+from klora.hosts.webui.boundary import attempted
 from klora.hosts.webui.bracket import bracket, refuse
 from klora.hosts.webui.host import WebUIHost, this_host
 from klora.hosts.webui.roles import Roles, assign, tags_in
@@ -55,10 +55,9 @@ class Job:
         """The job for ``p``, or ``None`` if K-LoRA is not wanted; clears what a former cell left behind."""
         for key in infotext.all_keys():
             p.extra_generation_params.pop(key, None)
-        try:
-            settings = wanted_settings(arguments, p)
-        except Exception as error:  # noqa: BLE001 - the script's boundary, see `_try`
-            return Job(None, _told(error))
+        settings = attempted(lambda: wanted_settings(arguments, p))
+        if isinstance(settings, KloraError):
+            return Job(None, settings)
         return None if settings is None else Job(settings)
 
     def arrange_prompts(self, p: Any) -> None:
@@ -147,36 +146,20 @@ class Job:
                 )
 
     def _try(self, p: Any, action: Callable[[], None]) -> None:
-        """Do ``action``; on an error remember it, or fall back to adding, as the user chose.
-
-        On any error: this is the script's boundary, and the host would print it and go on without K-LoRA.
-        """
+        """Do ``action``; on an error remember it, or fall back to adding, as the user chose."""
         if self._error is not None or self._fallback is not None:
             return
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001
-            if self._settings.incomplete == "add normally" and isinstance(error, _ADDABLE):
-                self._fall_back(p, error)
-            else:
-                self._error = _told(error)
+        error = attempted(action)
+        if self._settings.incomplete == "add normally" and isinstance(error, _ADDABLE):
+            self._fall_back(p, error)
+        else:
+            self._error = error
 
     def _fall_back(self, p: Any, error: KloraError) -> None:
         self._fallback = f"LoRAs added normally: {error}"
         p.extra_generation_params[infotext.FALLBACK_KEY] = self._fallback
         if hasattr(p, "comment"):
             p.comment(f"K-LoRA: {self._fallback}")
-
-
-def _told(error: Exception) -> KloraError:
-    """What the user is told of an error; of one that nobody foresaw the console has the rest."""
-    if isinstance(error, KloraError):
-        return error
-    traceback.print_exception(error)
-    return KloraError(
-        f"K-LoRA met an error that it does not know ({type(error).__name__}: {error}); report it with what "
-        "the console says, or untick K-LoRA."
-    )
 
 
 def _named_pair(roles: Roles) -> infotext.FusedPair | None:

@@ -1,0 +1,29 @@
+"""The boundary between script and host, the one place where every exception is caught."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+from klora.errors import KloraError
+
+T = TypeVar("T")
+
+
+def attempted(action: Callable[[], T]) -> T | KloraError:
+    """What ``action`` returns, or the error that it raised, in a sentence fit for the user.
+
+    Caught is everything, because the host would print it and go on to make the picture without K-LoRA. Of an
+    error that nobody foresaw the rest goes to the console.
+    """
+    try:
+        return action()
+    except KloraError as error:
+        return error
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exception(error)
+        return KloraError(
+            f"K-LoRA met an error that it does not know ({type(error).__name__}: {error}); report it with what "
+            "the console says, or untick K-LoRA."
+        )
