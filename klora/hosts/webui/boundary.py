@@ -23,7 +23,8 @@ def attempted(action: Callable[[], T]) -> T | KloraError:
         return error
     except Exception as error:  # noqa: BLE001
         traceback.print_exception(error)
+        found = f"{type(error).__name__}: {error}"
         return KloraError(
-            f"K-LoRA met an error that it does not know ({type(error).__name__}: {error}); report it with what "
-            "the console says, or untick K-LoRA."
+            f"K-LoRA met an error that it does not know ({found}); report it with what the console says, "
+            "or untick K-LoRA."
         )
