@@ -40,6 +40,11 @@ class ForgeDenoiser(PatchedDenoiser):
         self._loader = unet.model.lora_loader
         self._loaded: str | None = None
         self._functions = importlib.import_module("backend.patcher.lora")
+        # As in ersatzForge; Forge copies by itself, and a second copy would cost in each forward.
+        nothing = torch.zeros(1, 1)
+        self._is_in_place = (
+            self._functions.merge_lora_to_weight([], nothing, "K-LoRA", nothing.dtype) is nothing
+        )
 
     def backup(self, name: str) -> Tensor | None:
         """The loader keeps what was there before its merge."""
@@ -56,8 +61,8 @@ class ForgeDenoiser(PatchedDenoiser):
         return self._merged(patches, weight, name, torch.float32)
 
     def _merged(self, patches: Sequence[Any], weight: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-        # A copy, because ersatzForge merges in place.
-        found: Tensor = self._functions.merge_lora_to_weight(patches, weight.clone(), name, dtype)
+        own = weight.clone() if self._is_in_place else weight
+        found: Tensor = self._functions.merge_lora_to_weight(patches, own, name, dtype)
         return found
 
     def without(self, parameters: Sequence[str]) -> Any:

@@ -13,7 +13,7 @@ from klora.hosts.forge_family.compiled import refuse_compiled
 from klora.hosts.forge_family.pair_patches import PairPatches
 from klora.hosts.forge_family.parameters import ExchangedParameters
 from klora.hosts.forge_family.regions import Losers, Region, assembled
-from klora.hosts.forge_family.storage import shape_of, unpacked
+from klora.hosts.forge_family.storage import from_four_bits, shape_of
 
 
 class PatchedDenoiser(ABC):
@@ -95,7 +95,7 @@ class PatchedDenoiser(ABC):
         """The clean weight in fp32, or zeros like it: a quantised weight is unpacked only if it is needed."""
         clean, device = self.clean(name), self.unet.load_device
         if is_needed:
-            return self.unpacked(unpacked(clean)).to(device, torch.float32)
+            return self.unpacked(from_four_bits(clean)).to(device, torch.float32)
         return torch.zeros(shape_of(clean), device=device)
 
     def put(self, name: str, regions: Sequence[Region]) -> None:

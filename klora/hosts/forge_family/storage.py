@@ -23,7 +23,7 @@ def shape_of(parameter: Tensor) -> tuple[int, ...]:
     return tuple(map(int, parameter.shape if state is None else state.shape))  # GGUF's are numpy's numbers
 
 
-def unpacked(weight: Tensor) -> Tensor:
+def from_four_bits(weight: Tensor) -> Tensor:
     """A weight of nf4 or fp4 as numbers, by the host's own function; any other as it is."""
     if not _is_of_four_bits(weight):
         return weight
