@@ -10,7 +10,7 @@ from klora.demo import CONTENT, STYLE
 from klora.errors import SettingsError
 from klora.planning import plan_files
 from klora.schedule import Plan
-from klora.settings import Setting, Settings
+from klora.settings import Settings, rule_settings
 
 SUMMARY = "print what wins where for two LoRA files; write it as JSON and as a picture"
 
@@ -24,14 +24,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("content", metavar="CONTENT", nargs="?", help=f"LoRA file of the subject {without}")
     parser.add_argument("style", metavar="STYLE", nargs="?", help="LoRA file of the style")
     parser.add_argument("--steps", type=int, default=20, help="number of sampling steps (default: 20)")
+    parser.add_argument(
+        "--cfg-scale",
+        type=float,
+        default=7.0,
+        metavar="G",
+        help="scale of the guidance, by which --guidance takes effect (default: 7)",
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="D",
+        help="denoising strength of img2img, where --clock noise begins (default: 1)",
+    )
     add_rule_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--picture", metavar="FILE", help="write the plan as a picture (PNG)")
-
-
-def rule_settings() -> tuple[Setting, ...]:
-    """The settings that shape the rule, and so are options of the command line."""
-    return tuple(setting for setting in Settings.declarations() if setting.scope == "rule")
 
 
 def add_rule_options(parser: ArgumentParser) -> None:
@@ -57,13 +66,19 @@ def run(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     if not 1 <= arguments.steps <= MOST_STEPS:
         raise SettingsError(f"K-LoRA: steps is {arguments.steps}; write a number from 1 to {MOST_STEPS}.")
-    if settings.clock == "noise":
+    if not 0 < arguments.strength <= 1:
         raise SettingsError(
-            "K-LoRA: the clock noise needs a sampler's noise levels, which files do not tell; "
-            "write --clock step or published."
+            f"K-LoRA: strength is {arguments.strength:g}; write a number above 0 and up to 1."
         )
     content, style = _files(arguments)
-    plan = plan_files(content, style, settings, arguments.steps)
+    plan = plan_files(
+        content,
+        style,
+        settings,
+        arguments.steps,
+        guidance_scale=arguments.cfg_scale,
+        strength=arguments.strength,
+    )
     print(summary(plan, content.stem, style.stem))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
@@ -85,13 +100,14 @@ def _files(arguments: Namespace) -> tuple[Path, Path]:
 
 def summary(plan: Plan, content: str, style: str) -> str:
     """A readable account of the plan."""
-    flipping = int((plan.content_wins != plan.content_wins[:1]).any(axis=0).sum())
+    flipping = int((plan.shares != plan.shares[:1]).any(axis=(0, 2)).sum())
+    gamma = "" if plan.gamma is None else f"gamma {plan.gamma:.6g}, "
     lines = [
         f"content {content}: {plan.content_share:.1%} of the layer-steps",
         f"style   {style}: {1 - plan.content_share:.1%}",
-        f"gamma {plan.gamma:.6g}, {len(plan.layers)} contested layers, {plan.steps} steps",
+        f"{gamma}{len(plan.layers)} contested layers, {plan.steps} steps",
         f"flips {plan.flips}, in {flipping} layers",
     ]
     shown = sorted({round(at * (plan.steps - 1) / 4) for at in range(5)})
-    lines += [f"step {step + 1:4d}: content wins {plan.content_wins[step].mean():.0%}" for step in shown]
+    lines += [f"step {step + 1:4d}: content has {plan.content_part[step].mean():.0%}" for step in shown]
     return "\n".join(lines)

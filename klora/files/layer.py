@@ -134,6 +134,18 @@ class LoraLayer:
             raise self._not_finite()
         return delta.to(dtype)
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """(s * up, down) in fp32 with dW = up @ down, for a plain LoRA; ``None`` for every other type.
+
+        up is ``[out, r]`` (with trailing ones for a convolution), down ``[r, in]`` or ``[r, in, h, w]``.
+        """
+        if set(self.keys) - {"alpha", "diff_b"} != _PLAIN:
+            return None
+        up, down = (self.tensor(f"lora_{which}.weight").to(torch.float32) for which in ("up", "down"))
+        if self.rows is not None:
+            up = take_rows(up, self.rows)
+        return up * self.scale, down
+
     def part(self, name: str, rows: Rows) -> LoraLayer:
         """The part of this fused layer that is ``rows`` of it."""
         shape = (sum(stop - start for start, stop in rows), *self.shape[1:])

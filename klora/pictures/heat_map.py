@@ -1,4 +1,4 @@
-"""The picture of a plan: what won where."""
+"""The picture of a plan: how much of each LoRA each layer gets at each step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from klora.schedule import Plan
 
@@ -52,12 +53,9 @@ def draw_plan(plan: Plan, title: str = "What wins where") -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     edges = (0.5, plan.steps + 0.5)
     upper.imshow(
-        ~plan.content_wins.T,
+        colours(plan).transpose(1, 0, 2),
         aspect="auto",
         interpolation="nearest",
-        cmap=ListedColormap([CONTENT_COLOUR, STYLE_COLOUR]),
-        vmin=0,
-        vmax=1,
         extent=(*edges, len(plan.layers) - 0.5, -0.5),
     )
     ticks = _block_ticks(plan.layers)
@@ -76,9 +74,23 @@ def draw_plan(plan: Plan, title: str = "What wins where") -> Figure:
     )
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     steps = np.arange(1, plan.steps + 1)
-    lower.bar(steps, 100 * (1 - plan.content_wins.mean(axis=1)), width=1.0, color=STYLE_COLOUR)
+    lower.bar(steps, 100 * (1 - plan.content_part.mean(axis=1)), width=1.0, color=STYLE_COLOUR)
     lower.set(ylim=(0, 100), xlim=edges, xlabel="step", ylabel="style %")
     return figure
+
+
+def colours(plan: Plan) -> NDArray[np.float64]:
+    """Red, green and blue, ``[steps, layers, 3]`` from 0 to 1.
+
+    The two LoRAs' colours mixed by their parts, on white the paler the less of both there is. Both in full
+    is the even mixture; a LoRA beyond full is shown as full.
+    """
+    amounts = np.clip(np.abs(plan.shares[:, :, :2]), 0, 1)
+    content = plan.content_part[:, :, None]
+    mixed = content * np.array(to_rgb(CONTENT_COLOUR)) + (1 - content) * np.array(to_rgb(STYLE_COLOUR))
+    strength = amounts.max(axis=2, initial=0)[:, :, None]
+    painted: NDArray[np.float64] = 1 - strength * (1 - mixed)
+    return painted
 
 
 def save_plan(plan: Plan, file: str | BinaryIO, title: str = "What wins where") -> None:

@@ -1,9 +1,27 @@
-"""Where time enters: the style's bonus S(t), the clocks, and the plan of a whole sampling."""
+"""Where time enters: moments and clocks, the style's bonus S(t), windows, and the plan of a whole
+sampling.
+"""
 
 from klora.schedule.clock import noise_progress, published_progress, step_progress
+from klora.schedule.moment import Moment, evenly_spaced
 from klora.schedule.pattern import bonus
 from klora.schedule.plan import Plan
 from klora.schedule.position import Position
-from klora.schedule.rule import Rule
+from klora.schedule.shares import LayerShares, Shares
+from klora.schedule.window import ALWAYS, Span, Window
 
-__all__ = ["Plan", "Position", "Rule", "bonus", "noise_progress", "published_progress", "step_progress"]
+__all__ = [
+    "ALWAYS",
+    "LayerShares",
+    "Moment",
+    "Plan",
+    "Position",
+    "Shares",
+    "Span",
+    "Window",
+    "bonus",
+    "evenly_spaced",
+    "noise_progress",
+    "published_progress",
+    "step_progress",
+]

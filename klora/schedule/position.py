@@ -26,6 +26,12 @@ class Position:
         self.steps = max(steps, 1)
         self.step = 0
 
+    @property
+    def levels(self) -> Sequence[float]:
+        """The noise levels of the steps of this pass, the first first; empty if nobody told them, or before
+        the first call."""
+        return tuple(self._levels or ())
+
     def advance(self, level: float) -> int:
         """The step, from 0, of the call that is about to be made at noise ``level``."""
         if self._levels is None:

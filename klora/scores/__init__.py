@@ -1,7 +1,22 @@
-"""Where a layer is scored: Top-K sums, totals and the gamma that balances two LoRAs."""
+"""Where a layer is scored: measures of a LoRA's dW, and the gamma that balances two LoRAs."""
 
-from klora.scores.contest import Contest, Scores, score_layer
-from klora.scores.gamma import balance
-from klora.scores.top_k import energy_rank, top_k_sum
+from klora.scores.gamma import gamma
+from klora.scores.measures import ENERGY, MEASURES, TOP_K_SUM, TOTAL, Measure, energy
+from klora.scores.scores import LayerScore, Scores, score_layer
+from klora.scores.top_k import energy_rank, top_k_sum, total
 
-__all__ = ["Contest", "Scores", "balance", "energy_rank", "score_layer", "top_k_sum"]
+__all__ = [
+    "ENERGY",
+    "MEASURES",
+    "TOP_K_SUM",
+    "TOTAL",
+    "LayerScore",
+    "Measure",
+    "Scores",
+    "energy",
+    "energy_rank",
+    "gamma",
+    "score_layer",
+    "top_k_sum",
+    "total",
+]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 
 
-def balance(kind: str, content_totals: Numbers, style_totals: Numbers) -> float:
+def gamma(kind: str, content_totals: Numbers, style_totals: Numbers) -> float:
     """gamma from the per-layer sums of ``|dW|``, each ``[layers]``.
 
     ``paper``: sum(content) / sum(style). ``published``: mean over layers of content / style, after

@@ -1,7 +1,16 @@
-"""Every setting, declared once. UI, API, infotext, XYZ axes and command line are loops over these."""
+"""Every setting of a job: typed, with its default, bounds, label and help."""
 
-from klora.settings.declaration import Setting, SettingKind
-from klora.settings.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
-from klora.settings.top_k import TopK
+from klora.options import Setting, SettingValue, TopK, Values
+from klora.settings.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings, rule_settings, shown
 
-__all__ = ["FIRST_IN_PROMPT", "SECOND_IN_PROMPT", "Setting", "SettingKind", "Settings", "TopK"]
+__all__ = [
+    "FIRST_IN_PROMPT",
+    "SECOND_IN_PROMPT",
+    "Setting",
+    "SettingValue",
+    "Settings",
+    "TopK",
+    "Values",
+    "rule_settings",
+    "shown",
+]

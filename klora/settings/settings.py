@@ -1,211 +1,207 @@
-"""The settings of K-LoRA.
+"""All settings of a job: those of the pair and the job, declared here, and those that the rules declare.
 
-A field here is a control in the UI, an argument of the API, a key of the infotext, an XYZ axis and,
-where it shapes the rule, an option of ``python -m klora plan``. Labels and infotext keys are user
-data (saved ui-config, saved pictures): they are never renamed lightly. New fields go to the end,
-because API clients may send positional arguments.
+A declaration is a control in the UI, an argument of the API, a key of the infotext, an XYZ axis and, where
+it shapes the rule, an option of ``python -m klora plan``. Labels and infotext keys are user data (saved
+ui-config, saved pictures): they are never renamed lightly.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from klora.errors import SettingsError
-from klora.settings.declaration import Setting, SettingValue
-from klora.settings.top_k import TopK, normal_top_k
+from klora.options import Setting, SettingValue, Values
+from klora.rules import GUIDANCE, RULES, Rule, rule_named
 
 FIRST_IN_PROMPT = "first LoRA in the prompt"
 SECOND_IN_PROMPT = "second LoRA in the prompt"
-AUTOMATIC = "auto"
 
-#: Schedule -> beta of the paper (section 3.3; S* lists 1.3, the published code has 0.85 * 1.5).
-PAPER_BETA = {"S": 0.5, "S*": 1.3}
+_POSITIONS = (FIRST_IN_PROMPT, SECOND_IN_PROMPT)
 
-_LARGEST = 1e9
-
-#: The infotext says what auto was: ``auto (0.5)``.
-_AUTOMATIC_BETA = re.compile(rf"{AUTOMATIC}(?: \([0-9.]+\))?")
-
-
-def _declare(default: SettingValue, **declaration: Any) -> Any:
-    return field(default=default, metadata=declaration)
+#: Positional arguments of version 0.1.0, in its order, which API clients may still send. All others follow.
+_FIRST_ARGUMENTS = (
+    *("enabled", "content", "style", "content_weight", "style_weight", "schedule", "alpha", "beta"),
+    *("top_k", "gamma", "clock", "other_layers", "incomplete", "mode", "show_plan"),
+)
 
 
-def _normal_beta(text: str) -> str:
-    if _AUTOMATIC_BETA.fullmatch(text.lower()):
-        return AUTOMATIC
-    remedy = f"write auto or a number from 0 to {_LARGEST:g}"
-    try:
-        beta = float(text)
-    except ValueError as error:
-        raise ValueError(remedy) from error
-    if not 0 <= beta <= _LARGEST:
-        raise ValueError(remedy)
-    return f"{beta:.12g}"
+def _weight(role: str) -> Setting:
+    return Setting(
+        f"{role}_weight",
+        "number",
+        f"{role.capitalize()} weight",
+        1.0,
+        f"Used when the {role} LoRA is picked here and is not in the prompt.",
+        scope="pair",
+        minimum=-10,
+        maximum=10,
+        slider=(0, 2, 0.05),
+    )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All settings of one job, valid by construction: a bad value raises `SettingsError`."""
-
-    enabled: bool = _declare(
+_OWN: tuple[Setting, ...] = (
+    Setting(
+        "enabled",
+        "flag",
+        "K-LoRA",
         False,
-        kind="flag",
-        scope="job",
-        label="K-LoRA",
-        help="Fuse a subject LoRA and a style LoRA: in each attention layer, at each moment, the "
+        "Fuse a subject LoRA and a style LoRA: in each attention layer, at each moment, the "
         "stronger one wins and is applied alone.",
-    )
-    content: str = _declare(
+        scope="job",
+    ),
+    Setting(
+        "content",
+        "lora",
+        "Content LoRA",
         FIRST_IN_PROMPT,
-        kind="lora",
+        "The LoRA of the subject: a person, an animal, a thing.",
         scope="pair",
-        choices=(FIRST_IN_PROMPT, SECOND_IN_PROMPT),
-        label="Content LoRA",
-        help="The LoRA of the subject: a person, an animal, a thing.",
-    )
-    style: str = _declare(
+        choices=_POSITIONS,
+    ),
+    Setting(
+        "style",
+        "lora",
+        "Style LoRA",
         SECOND_IN_PROMPT,
-        kind="lora",
+        "The LoRA of the style: how the picture is drawn or painted.",
         scope="pair",
-        choices=(FIRST_IN_PROMPT, SECOND_IN_PROMPT),
-        label="Style LoRA",
-        help="The LoRA of the style: how the picture is drawn or painted.",
-    )
-    content_weight: float = _declare(
-        1.0,
-        kind="number",
-        scope="pair",
-        minimum=-10,
-        maximum=10,
-        slider=(0, 2, 0.05),
-        label="Content weight",
-        help="Used when the content LoRA is picked here and is not in the prompt.",
-    )
-    style_weight: float = _declare(
-        1.0,
-        kind="number",
-        scope="pair",
-        minimum=-10,
-        maximum=10,
-        slider=(0, 2, 0.05),
-        label="Style weight",
-        help="Used when the style LoRA is picked here and is not in the prompt.",
-    )
-    schedule: str = _declare(
-        "S",
-        kind="choice",
-        scope="rule",
-        choices=("S", "S*"),
-        label="Schedule",
-        help="S: the subject first, the style towards the end. S*: a little style at the very start "
-        "too, for more background and flat colour and a weaker texture; advised for Flux.",
-    )
-    alpha: float = _declare(
-        1.5,
-        kind="number",
-        scope="rule",
-        minimum=0,
-        maximum=_LARGEST,
-        slider=(0, 4, 0.05),
-        label="Alpha",
-        help="How much the style's bonus grows during the sampling. Larger: more style at the end.",
-    )
-    beta: str = _declare(
-        AUTOMATIC,
-        kind="text",
-        scope="rule",
-        check=_normal_beta,
-        label="Beta",
-        help="The style's bonus at the start. Larger: more style from the first step on. "
-        "auto is 0.5 for S and 1.3 for S*.",
-    )
-    top_k: str = _declare(
-        "rank",
-        kind="text",
-        scope="rule",
-        check=normal_top_k,
-        advanced=True,
-        label="Top-K",
-        help="How many of a layer's largest weights are compared: rank (the product of both ranks), "
-        "a number such as 64, or a share such as 0.1%.",
-    )
-    gamma: str = _declare(
-        "paper",
-        kind="choice",
-        scope="rule",
-        choices=("paper", "published", "off"),
-        advanced=True,
-        label="Gamma",
-        help="Puts two LoRAs of different strength on one footing. paper: ratio of their totals. "
-        "published: the trimmed mean that the authors' code uses. off: no balancing.",
-    )
-    clock: str = _declare(
-        "step",
-        kind="choice",
-        scope="rule",
-        choices=("step", "noise", "published"),
-        advanced=True,
-        label="Clock",
-        help="What counts as progress. step: the number of the step. noise: how much noise is left, so "
-        "that img2img and hires fix start late in the schedule. published: as the authors' code counts.",
-    )
-    other_layers: str = _declare(
-        "both",
-        kind="choice",
-        scope="rule",
-        choices=("fuse", "both", "content", "style", "none"),
-        advanced=True,
-        label="Other layers",
-        help="Layers outside attention that both LoRAs change. both: added as usual. fuse: the same "
-        "contest. content or style: only that one. none: neither.",
-    )
-    incomplete: str = _declare(
+        choices=_POSITIONS,
+    ),
+    _weight("content"),
+    _weight("style"),
+    Setting(
+        "incomplete",
+        "choice",
+        "If the pair is incomplete",
         "stop",
-        kind="choice",
+        "When one of the two LoRAs is missing or does not fit: stop with a message, or make the "
+        "picture with the LoRAs added as usual and note it in the infotext.",
         scope="job",
         choices=("stop", "add normally"),
         advanced=True,
-        label="If the pair is incomplete",
-        help="When one of the two LoRAs is missing or does not fit: stop with a message, or make the "
-        "picture with the LoRAs added as usual and note it in the infotext.",
-    )
-    mode: str = _declare(
+    ),
+    Setting(
+        "mode",
+        "choice",
+        "Mode",
         "K-LoRA",
-        kind="choice",
+        "For comparisons on one seed: the pair fused, added as usual, one of the two alone, or neither.",
         scope="job",
         choices=("K-LoRA", "added", "content only", "style only", "off"),
         advanced=True,
-        label="Mode",
-        help="For comparisons on one seed: the pair fused, added as usual, one of the two alone, or neither.",
-    )
-    show_plan: bool = _declare(
+    ),
+    Setting(
+        "show_plan",
+        "flag",
+        "Show what won where",
         False,
-        kind="flag",
+        "Add a picture of the plan, layers by steps, to the results.",
         scope="job",
         advanced=True,
-        label="Show what won where",
-        help="Add a picture of the plan, layers by steps, to the results.",
-    )
+    ),
+    Setting(
+        "rule",
+        "choice",
+        "Rule",
+        "K-LoRA",
+        "What decides how much of each LoRA a layer gets. "
+        + " ".join(f"{rule.name}: {rule.help}" for rule in RULES if not rule.is_for_lab_only),
+        scope="rule",
+        choices=tuple(rule.name for rule in RULES if not rule.is_for_lab_only),
+        accepted=tuple(rule.name for rule in RULES if rule.is_for_lab_only),
+        before="K-LoRA",
+        advanced=True,
+    ),
+    Setting(
+        "balance",
+        "number",
+        "Balance",
+        0.0,
+        "From -1, all subject, to +1, all style; 0 is the rule as it is.",
+        scope="rule",
+        minimum=-1,
+        maximum=1,
+        slider=(-1, 1, 0.05),
+        before=0.0,
+    ),
+    GUIDANCE,
+    Setting(
+        "windows",
+        "flag",
+        "LoRAs in some steps",
+        True,
+        "Read start, stop, step and w in LoRA tags: <lora:name:1:start=0.2:stop=0.8> takes part in these "
+        "steps alone. Works with K-LoRA on or off.",
+        scope="job",
+        advanced=True,
+    ),
+)
 
-    def __post_init__(self) -> None:
-        for setting in self.declarations():
-            object.__setattr__(self, setting.name, setting.parse(getattr(self, setting.name)))
-        if self.schedule == "S*" and self.alpha == 0:
-            raise SettingsError("K-LoRA: alpha is 0, but S* is taken modulo alpha; raise alpha or use S.")
+
+@cache
+def _declarations() -> tuple[Setting, ...]:
+    of_rules = (setting for rule in RULES for setting in rule.settings)
+    declared = {setting.name: setting for setting in (*_OWN, *of_rules)}
+    order = dict.fromkeys((*_FIRST_ARGUMENTS, *declared))
+    return tuple(declared[name] for name in order)
+
+
+class Settings:
+    """All settings of one job, valid by construction: a bad value raises `SettingsError`.
+
+    Every setting is an attribute, those of all rules included. Two settings with the same values are equal.
+    """
+
+    if TYPE_CHECKING:
+        enabled: bool
+        content: str
+        style: str
+        content_weight: float
+        style_weight: float
+        incomplete: str
+        mode: str
+        show_plan: bool
+        rule: str
+        balance: float
+        guidance: str
+        windows: bool
+
+    def __init__(self, **values: object) -> None:
+        for name in values:
+            self.declaration(name)
+        parsed = {
+            one.name: one.parse(values[one.name]) if one.name in values else one.default
+            for one in self.declarations()
+        }
+        object.__setattr__(self, "values", parsed)
+        self.chosen_rule.check(parsed)
+
+    values: Values
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "values" and name in self.values:
+            return self.values[name]
+        raise AttributeError(f"there is no setting {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings do not change; use replace({name}=...)")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values.items()))
+
+    def __repr__(self) -> str:
+        changed = (one for one in self.declarations() if self.values[one.name] != one.default)
+        return f"Settings({', '.join(f'{one.name}={self.values[one.name]!r}' for one in changed)})"
 
     @staticmethod
-    @cache
     def declarations() -> tuple[Setting, ...]:
         """All settings in their order, which is also the order of positional API arguments."""
-        return tuple(
-            Setting(name=one.name, default=one.default, **one.metadata)  # type: ignore[arg-type]
-            for one in fields(Settings)
-        )
+        return _declarations()
 
     @classmethod
     def declaration(cls, name: str) -> Setting:
@@ -221,7 +217,7 @@ class Settings:
         """Settings by name, the rest at their defaults; raises `SettingsError` for an unknown name."""
         for name in values:
             cls.declaration(name)
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[object]) -> Settings:
@@ -237,18 +233,32 @@ class Settings:
             raise SettingsError(
                 f"K-LoRA: {len(arguments)} arguments were sent, but there are only {len(known)} settings."
             )
-        return cls(**{one.name: value for one, value in zip(known, arguments, strict=False)})  # type: ignore[arg-type]
+        return cls(**{one.name: value for one, value in zip(known, arguments, strict=False)})
 
     def replace(self, **changes: object) -> Settings:
         """A copy with some settings changed, validated anew."""
-        return Settings.from_mapping({**asdict(self), **changes})
+        return Settings.from_mapping({**self.values, **changes})
 
     @property
-    def beta_value(self) -> float:
-        """Beta as a number: ``auto`` is the paper's value for the schedule."""
-        return PAPER_BETA[self.schedule] if self.beta == AUTOMATIC else float(self.beta)
+    def chosen_rule(self) -> Rule:
+        """The rule itself."""
+        return rule_named(str(self.values["rule"]))
 
-    @property
-    def top_k_rule(self) -> TopK:
-        """Top-K, parsed."""
-        return TopK.parse(self.top_k)
+    def shapes(self, setting: Setting) -> bool:
+        """Whether a setting has a say in what the chosen rule does."""
+        if setting.scope != "rule":
+            return False
+        return setting in self.chosen_rule.settings or all(setting not in rule.settings for rule in RULES)
+
+
+def rule_settings() -> tuple[Setting, ...]:
+    """The settings that shape a rule, which are options of the command line and fields of a plan."""
+    return tuple(setting for setting in Settings.declarations() if setting.scope == "rule")
+
+
+def shown(setting: Setting, value: SettingValue) -> str:
+    """A value as text that reads back as the same value, numbers as short as that allows."""
+    if setting.kind == "number":
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)

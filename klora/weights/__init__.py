@@ -1,6 +1,6 @@
-"""Where weights change: the seam that every host fills, and the one driver behind it."""
+"""Where weights change: what every host does for the engine, and the one driver behind it."""
 
 from klora.weights.fusion import Fusion, prepare
-from klora.weights.seam import LayerView, Seam, Winner
+from klora.weights.seam import Seam
 
-__all__ = ["Fusion", "LayerView", "Seam", "Winner", "prepare"]
+__all__ = ["Fusion", "Seam", "prepare"]

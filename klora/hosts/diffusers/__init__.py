@@ -1,5 +1,5 @@
 """Pipelines of the diffusers library: ``with klora.fuse(pipe, content, style): pipe(...)``."""
 
-from klora.hosts.diffusers.fuse import fuse
+from klora.hosts.diffusers.fuse import TimedLora, add_timed, fuse
 
-__all__ = ["fuse"]
+__all__ = ["TimedLora", "add_timed", "fuse"]

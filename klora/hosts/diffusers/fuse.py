@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from klora.files import LoraFile, read_lora
-from klora.hosts.diffusers.seam import PipelineSeam, WeightedFile, denoiser_of
-from klora.planning import check_base_models
-from klora.schedule import Position, noise_progress
+from klora.hosts.diffusers.clock import clock
+from klora.hosts.diffusers.seam import PipelineSeam, WeightedFile
+from klora.planning import Cast, Member, check_base_models
+from klora.schedule import ALWAYS, Window
+from klora.schedule.window_text import read_window
 from klora.settings import Settings
 from klora.weights import Fusion, prepare
+
+
+@dataclass(frozen=True)
+class TimedLora:
+    """A LoRA file, its weight, and the part of the sampling in which it takes part.
+
+    ``window`` is written as in a WebUI's tag: ``start=0.2:stop=0.8``, ``step=5-20``, ``w=0:0.2,0.5:1``.
+    """
+
+    file: str | Path | LoraFile
+    weight: float = 1.0
+    window: str = ""
+
+    def read(self) -> LoraFile:
+        """The file; raises `LoraFileError`."""
+        return self.file if isinstance(self.file, LoraFile) else read_lora(self.file)
+
+    def span(self) -> Window:
+        """The window; raises `SettingsError`."""
+        return read_window(self.window) if self.window else ALWAYS
 
 
 @contextmanager
@@ -24,30 +47,61 @@ def fuse(
     content: str | Path | LoraFile,
     style: str | Path | LoraFile,
     settings: Settings | Mapping[str, object] | None = None,
+    *,
+    content_window: str = "",
+    style_window: str = "",
+    others: Sequence[TimedLora] = (),
 ) -> Iterator[Fusion]:
-    """Fuse a content LoRA and a style LoRA into a diffusers pipeline by K-LoRA's rule.
+    """Fuse a content LoRA and a style LoRA into a diffusers pipeline by the rule of the settings.
 
     ``content`` and ``style`` are files in any dialect that ``python -m klora inspect`` understands;
-    ``settings`` as in the WebUI, among them ``content_weight`` and ``style_weight``. In the denoiser the
-    winner of each layer is applied, at each step of whatever sampling is run inside the block; in the text
-    encoders both are added. On the way out all weights are the original Parameter objects again.
+    ``settings`` as in the WebUI, among them ``content_weight`` and ``style_weight``. In the denoiser each
+    layer gets its shares at each step of whatever sampling is run inside the block; in the text encoders
+    both are added. The windows say in which steps a LoRA takes part; ``others`` are added beside the pair.
+    On the way out all weights are the original Parameter objects again.
 
-    The `Fusion` that is yielded tells afterwards what won where: ``fusion.plan()``. Raises `KloraError`
-    before anything is changed if the files, the pair or the pipeline will not do.
+    The `Fusion` that is yielded tells afterwards what was applied where: ``fusion.plan()``. Raises
+    `KloraError` before anything is changed if the files, the pair or the pipeline will not do.
     """
     if not isinstance(settings, Settings):
         settings = Settings.from_mapping(settings or {})
-    files = [one if isinstance(one, LoraFile) else read_lora(one) for one in (content, style)]
-    check_base_models(*files)
+    pair = (
+        TimedLora(content, settings.content_weight, content_window),
+        TimedLora(style, settings.style_weight, style_window),
+    )
+    with _applied(pipe, (*pair, *others), settings, has_pair=True) as fusion:
+        yield fusion
+
+
+@contextmanager
+def add_timed(pipe: Any, loras: Sequence[TimedLora]) -> Iterator[Fusion]:
+    """Add LoRAs to a pipeline while inside, each in its own window, without any contest.
+
+    Raises as `fuse` does.
+    """
+    with _applied(pipe, loras, Settings(), has_pair=False) as fusion:
+        yield fusion
+
+
+@contextmanager
+def _applied(
+    pipe: Any, loras: Sequence[TimedLora], settings: Settings, *, has_pair: bool
+) -> Iterator[Fusion]:
+    files = [lora.read() for lora in loras]
+    if has_pair:
+        check_base_models(*files[:2])
     for file in files:
         _say_what_is_left_out(file)
-    seam = PipelineSeam(
-        pipe, WeightedFile(files[0], settings.content_weight), WeightedFile(files[1], settings.style_weight)
-    )
+    weighted = [WeightedFile(file, lora.weight) for file, lora in zip(files, loras, strict=True)]
+    seam = PipelineSeam(pipe, weighted)
+    members = tuple(Member(file.name, lora.span()) for file, lora in zip(files, loras, strict=True))
     fusion = prepare(
-        seam, settings, lambda layers: tqdm(layers, desc="K-LoRA: scoring", leave=False, delay=1)
+        seam,
+        Cast(members, has_pair),
+        settings,
+        lambda layers: tqdm(list(layers), desc="K-LoRA: scoring", leave=False, delay=1),
     )
-    with fusion.sampling(), _clock(pipe, fusion):
+    with fusion.sampling(), clock(pipe, fusion, seam.branches.rows):
         yield fusion
 
 
@@ -57,53 +111,5 @@ def _say_what_is_left_out(file: LoraFile) -> None:
         warnings.warn(
             f"{file.name}: {len(file.left_to_host)} layers of type {kinds} are no part of the contest and "
             "are not applied to a diffusers pipeline.",
-            stacklevel=4,
+            stacklevel=6,
         )
-
-
-@contextmanager
-def _clock(pipe: Any, fusion: Fusion) -> Iterator[None]:
-    """Tell ``fusion`` the time before each call of the denoiser, by the scheduler's timesteps."""
-    passes: list[_Pass] = []
-
-    def before_call(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        told = keywords["timestep"] if "timestep" in keywords else arguments[1]
-        timestep = float(told.flatten()[0]) if hasattr(told, "flatten") else float(told)
-        if not passes or passes[-1].is_over(timestep):
-            passes.append(_Pass(pipe.scheduler, timestep))
-        passes[-1].advance(fusion, timestep)
-
-    handle = denoiser_of(pipe).register_forward_pre_hook(before_call, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class _Pass:
-    """One sampling: a second one begins when the noise goes up again by more than a step."""
-
-    def __init__(self, scheduler: Any, first: float) -> None:
-        timesteps = [float(one) for one in scheduler.timesteps]
-        # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype.
-        scales = (1.0, 1.0 / scheduler.config.num_train_timesteps)
-        self._scale = min(scales, key=lambda scale: min(abs(one * scale - first) for one in timesteps))
-        self._timesteps = timesteps
-        self._train_timesteps = int(scheduler.config.num_train_timesteps)
-        self._is_flow = hasattr(scheduler.config, "shift")
-        self._position = Position([one + 1 for one in timesteps], len(timesteps))
-        self._last = first
-
-    def is_over(self, timestep: float) -> bool:
-        return timestep > self._last and timestep >= max(self._timesteps) * self._scale * 0.999
-
-    def advance(self, fusion: Fusion, timestep: float) -> None:
-        self._last = timestep
-        nearest = min(self._timesteps, key=lambda one: abs(one * self._scale - timestep))
-        step = self._position.advance(nearest + 1)  # a timestep may be 0, a level of a position may not
-        if fusion.rule.clock != "noise":
-            fusion.at_step(step, self._position.steps)
-        elif self._is_flow:
-            fusion.at_progress(step, 1 - nearest / self._train_timesteps)
-        else:
-            fusion.at_progress(step, noise_progress(nearest, self._train_timesteps))

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from klora.errors import HostError, LoraFileError
 from klora.files import LoraFile, LoraLayer, forward_position, is_attention, split_layers
-from klora.weights import LayerView, Winner
+from klora.planning import LayerView
+from klora.schedule import LayerShares
+from klora.weights.branch import Branches, RowDelta
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,16 @@ class WeightedFile:
 
 
 class PipelineSeam:
-    """The seam for two LoRA files and the denoiser and text encoders of ``pipe``."""
+    """The seam for the LoRA files of a cast and the denoiser and text encoders of ``pipe``."""
 
-    def __init__(self, pipe: Any, content: WeightedFile, style: WeightedFile) -> None:
-        self.content_name = content.file.name
-        self.style_name = style.file.name
+    def __init__(self, pipe: Any, files: Sequence[WeightedFile]) -> None:
+        self.names = tuple(weighted.file.name for weighted in files)
+        self.branches = Branches()
         self._pipe = pipe
-        self._pair = (content, style)
+        self._files = tuple(files)
         self._modules: dict[str, nn.Module] = {}
         self._originals: dict[str, nn.Parameter] = {}
-        self._layers = tuple(self._found(one.file) for one in self._pair)
+        self._layers = tuple(self._found(weighted.file) for weighted in files)
 
     def _found(self, file: LoraFile) -> dict[str, LoraLayer]:
         """The file's layers that the pipeline has, denoiser and text encoders, checked for their size."""
@@ -78,24 +80,25 @@ class PipelineSeam:
             found[name] = layer
         return found
 
-    def shared_layers(self) -> Sequence[LayerView]:
-        """The denoiser's layers that both files change, in forward order."""
-        content, style = self._layers
-        order = sorted(set(content) & set(style) - self._of_text_encoders(), key=_place)
-        return [LayerView(name, is_attention(name), content[name].rank, style[name].rank) for name in order]
+    def layers(self) -> Sequence[LayerView]:
+        """The denoiser's layers that any file changes, in forward order."""
+        of_text_encoders = {name for one in self._files for name in one.file.text_encoder}
+        order = sorted({name for layers in self._layers for name in layers} - of_text_encoders, key=_place)
+        return [LayerView(name, is_attention(name), self._ranks(name)) for name in order]
 
-    def _of_text_encoders(self) -> set[str]:
-        return {name for one in self._pair for name in one.file.text_encoder}
+    def _ranks(self, name: str) -> dict[int, int | None]:
+        return {place: layers[name].rank for place, layers in enumerate(self._layers) if name in layers}
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32, on the model's device, scaled by alpha / rank and the weight."""
         return self._delta(0, layer), self._delta(1, layer)
 
-    def _delta(self, which: int, layer: str) -> Tensor:
+    def _delta(self, place: int, layer: str, share: float = 1.0) -> Tensor:
         base = self._base(layer)
-        found = self._layers[which][layer]
+        found = self._layers[place][layer]
         given = base.detach().reshape(found.shape) if found.needs_base else None
-        return self._pair[which].weight * found.delta(given, device=base.device).reshape(base.shape)
+        weight = self._files[place].weight if share == 1 else self._files[place].weight * share
+        return weight * found.delta(given, device=base.device).reshape(base.shape)
 
     def _base(self, layer: str) -> Tensor:
         original = self._originals.get(layer)
@@ -103,8 +106,8 @@ class PipelineSeam:
 
     def score_key(self) -> Hashable:
         """Both files by content and weight; the denoiser too, whose weights some LoRA types depend on."""
-        files = tuple((str(one.file.path), one.file.identity, one.weight) for one in self._pair)
-        needs_base = any(layer.needs_base for layers in self._layers for layer in layers.values())
+        files = tuple((str(one.file.path), one.file.identity, one.weight) for one in self._files[:2])
+        needs_base = any(layer.needs_base for layers in self._layers[:2] for layer in layers.values())
         return (*files, id(denoiser_of(self._pipe)) if needs_base else None)
 
     @contextmanager
@@ -112,30 +115,49 @@ class PipelineSeam:
         """Apply what is no contest while inside; put every original Parameter back on the way out."""
         self._originals = {name: _parameter(module) for name, module in self._modules.items()}
         try:
-            contested = set(layers)
+            driven = set(layers)
             for name in self._modules:
-                if name not in contested:
-                    self._merge(name, Winner.BOTH)
+                if name not in driven:
+                    self._merge(name, (1.0,) * len(self._files))
             yield
         finally:
+            self.branches.clear()
             for name, original in self._originals.items():
                 self._modules[name].weight = original
             self._originals = {}
 
-    def apply(self, winners: Mapping[str, Winner]) -> None:
-        """Give each layer the sum of its clean weight and its winner's dW."""
-        for layer, winner in winners.items():
-            self._merge(layer, winner)
+    def apply(self, shares: Mapping[str, LayerShares]) -> None:
+        """Give each layer the sum of its clean weight and the shares of the LoRAs' dW."""
+        for layer, wanted in shares.items():
+            self._merge(layer, wanted.conditional)
+            self._branch(layer, wanted)
 
-    def _merge(self, layer: str, winner: Winner) -> None:
+    def _merge(self, layer: str, shares: tuple[float, ...]) -> None:
         original = self._originals[layer]
         merged = original.detach().to(torch.float32, copy=True)
-        for which in (0, 1):
-            if which not in winner.losers and layer in self._layers[which]:
-                merged += self._delta(which, layer)
+        for place, share in enumerate(shares):
+            if share and layer in self._layers[place]:
+                merged += self._delta(place, layer, share)
         self._modules[layer].weight = nn.Parameter(
             merged.to(original.dtype), requires_grad=original.requires_grad
         )
+
+    def _branch(self, layer: str, shares: LayerShares) -> None:
+        module = self._modules[layer]
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        differing = [
+            (difference, self._row_delta(place, layer))
+            for place, difference in enumerate(shares.difference)
+            if difference and layer in self._layers[place]
+        ]
+        self.branches.put(module, layer, differing)
+
+    def _row_delta(self, place: int, layer: str) -> RowDelta:
+        factors = self._layers[place][layer].factors()
+        if factors is None:
+            return RowDelta(dense=self._delta(place, layer))
+        up, down = factors
+        return RowDelta(factors=(self._files[place].weight * up.flatten(1), down))
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -145,7 +167,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
         raise HostError(f"{type(pipe).__name__} has neither a UNet nor a transformer to apply LoRAs to.")
     if hasattr(denoiser, "_orig_mod"):
         raise HostError(
-            "The pipeline's denoiser is compiled, which would freeze the first winner of each layer; "
+            "The pipeline's denoiser is compiled, which would freeze the first shares of each layer; "
             "fuse before torch.compile, or pass the pipeline uncompiled."
         )
     return denoiser

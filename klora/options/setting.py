@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,9 @@ from klora.errors import SettingsError
 
 SettingKind = Literal["flag", "choice", "number", "text", "lora"]
 SettingValue = bool | float | str
+
+#: Values of settings by their names, each valid.
+Values = Mapping[str, SettingValue]
 
 _WORDS_FOR_TRUE = {"true", "yes", "on", "1"}
 _WORDS_FOR_FALSE = {"false", "no", "off", "0"}
@@ -23,7 +26,9 @@ class Setting:
     ``minimum`` and ``maximum`` bound what is accepted, ``slider`` is what the control spans.
     ``check`` further restricts a text and returns its normal spelling, or raises ``ValueError``
     with the reason. ``scope`` says what the setting shapes: the ``rule`` (also on the command
-    line), the ``pair`` of LoRAs, or the ``job``.
+    line), the ``pair`` of LoRAs, or the ``job``. ``accepted`` are choices that are valid but not offered.
+    ``before`` is what a picture without this setting in its infotext was made with, where that is not the
+    default. ``resolved`` says for a value such as ``auto`` what it stands for beside all others.
     """
 
     name: str
@@ -33,11 +38,19 @@ class Setting:
     help: str
     scope: Literal["rule", "pair", "job"]
     choices: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
     slider: tuple[float, float, float] | None = None
     check: Callable[[str], str] | None = None
     advanced: bool = False
+    before: SettingValue | None = None
+    resolved: Callable[[Values], str | None] | None = None
+
+    @property
+    def value_before(self) -> SettingValue:
+        """The value of a picture whose infotext does not tell it."""
+        return self.default if self.before is None else self.before
 
     @property
     def infotext_key(self) -> str:
@@ -82,7 +95,7 @@ class Setting:
     def _parse_choice(self, value: object) -> str:
         # Letter case is forgiven because people type these into XYZ cells and JSON by hand.
         word = str(value).strip().lower()
-        for choice in self.choices:
+        for choice in (*self.choices, *self.accepted):
             if choice.lower() == word:
                 return choice
         raise self._refuse(value, "write one of: " + ", ".join(self.choices))

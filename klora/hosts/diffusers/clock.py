@@ -1,0 +1,105 @@
+"""Tells a fusion the time before each call of a pipeline's denoiser, by the scheduler's timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from klora.errors import HostError
+from klora.hosts.diffusers.seam import denoiser_of
+from klora.rules import BOTH
+from klora.schedule import Moment, Position, noise_progress
+from klora.weights import Fusion
+from klora.weights.branch import BatchRows
+
+#: Denoisers whose pipelines run both passes of the guidance in one batch, the unconditional rows first.
+_BATCHING = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel", "PixArtTransformer2DModel"})
+
+
+@contextmanager
+def clock(pipe: Any, fusion: Fusion, rows: BatchRows) -> Iterator[None]:
+    """While inside, call ``fusion.at`` before each forward, and tell ``rows`` which are unconditional."""
+    passes: list[_Pass] = []
+    wants_rows = fusion.planner.cast.has_pair and fusion.planner.settings.guidance != BOTH
+
+    def before_call(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        told = keywords["timestep"] if "timestep" in keywords else arguments[1]
+        timestep = float(told.flatten()[0]) if hasattr(told, "flatten") else float(told)
+        if wants_rows:
+            _tell_rows(pipe, rows, _batch(arguments, keywords))
+        if not passes or passes[-1].is_over(timestep):
+            passes.append(_Pass(pipe, timestep))
+        passes[-1].advance(fusion, timestep)
+
+    handle = denoiser_of(pipe).register_forward_pre_hook(before_call, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _batch(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
+    name = "sample" if "sample" in keywords else "hidden_states"
+    sample: Tensor = arguments[0] if arguments else keywords[name]
+    return int(sample.shape[0])
+
+
+def _guidance_scale(pipe: Any) -> float | None:
+    """g, or ``None`` where the pipeline runs no unconditional pass."""
+    if not getattr(pipe, "do_classifier_free_guidance", False):
+        return None
+    return float(pipe.guidance_scale)
+
+
+def _tell_rows(pipe: Any, rows: BatchRows, batch: int) -> None:
+    if _guidance_scale(pipe) is None:
+        rows.tell(batch, ())
+        return
+    name = type(denoiser_of(pipe)).__name__
+    if name not in _BATCHING or batch % 2 or getattr(pipe, "do_perturbed_attention_guidance", False):
+        raise HostError(
+            f"K-LoRA does not know which rows of {type(pipe).__name__}'s {name} belong to the negative side "
+            "of the guidance; set guidance to both."
+        )
+    rows.tell(batch, ((0, batch // 2),))
+
+
+class _Pass:
+    """One sampling: a second one begins when the noise goes up again by more than a step."""
+
+    def __init__(self, pipe: Any, first: float) -> None:
+        scheduler = pipe.scheduler
+        timesteps = [float(timestep) for timestep in scheduler.timesteps]
+        # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype.
+        scales = (1.0, 1.0 / scheduler.config.num_train_timesteps)
+        self._pipe = pipe
+        self._scale = min(scales, key=lambda scale: min(abs(one * scale - first) for one in timesteps))
+        self._timesteps = timesteps
+        self._train_timesteps = int(scheduler.config.num_train_timesteps)
+        self._is_flow = hasattr(scheduler.config, "shift")
+        # A timestep may be 0, a level of a position may not.
+        self._position = Position([timestep + 1 for timestep in timesteps], len(timesteps))
+        self._last = first
+        self._has_begun = False
+
+    def is_over(self, timestep: float) -> bool:
+        return timestep > self._last and timestep >= max(self._timesteps) * self._scale * 0.999
+
+    def advance(self, fusion: Fusion, timestep: float) -> None:
+        self._last = timestep
+        nearest = min(self._timesteps, key=lambda one: abs(one * self._scale - timestep))
+        step = self._position.advance(nearest + 1)
+        if not self._has_begun:
+            self._has_begun = True
+            fusion.begin([self._moment(at, level - 1) for at, level in enumerate(self._position.levels)])
+        fusion.at(self._moment(step, nearest))
+
+    def _moment(self, step: int, timestep: float) -> Moment:
+        if self._is_flow:
+            noise = 1 - timestep / self._train_timesteps
+        else:
+            noise = noise_progress(timestep, self._train_timesteps)
+        return Moment(step, self._position.steps, noise, _guidance_scale(self._pipe))

@@ -1,0 +1,23 @@
+"""Where a plan is made: the cast, the scores of its pair, and the shares at each moment."""
+
+from klora.planning.cast import Cast, LayerView, Loras, Member
+from klora.planning.files import FilePair, check_base_models, plan_files, planner_of_files
+from klora.planning.planner import Planner, make_planner
+from klora.planning.scoring import Progress, forget_scores, kept_scores, scores_of
+
+__all__ = [
+    "Cast",
+    "FilePair",
+    "LayerView",
+    "Loras",
+    "Member",
+    "Planner",
+    "Progress",
+    "check_base_models",
+    "forget_scores",
+    "kept_scores",
+    "make_planner",
+    "plan_files",
+    "planner_of_files",
+    "scores_of",
+]

@@ -1,0 +1,92 @@
+"""Two LoRA files as the LoRAs of a cast, without any model or WebUI."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from klora.errors import PairError
+from klora.files import LoraFile, LoraLayer, PairedLayer, pair_layers, read_lora
+from klora.planning.cast import Cast, LayerView
+from klora.planning.planner import Planner, make_planner
+from klora.schedule import Plan, evenly_spaced
+from klora.settings import Settings
+
+
+class FilePair:
+    """The LoRAs of two files, each at weight 1; raises `PairError` if they are for different base models."""
+
+    def __init__(self, content: LoraFile, style: LoraFile) -> None:
+        check_base_models(content, style)
+        self.names: tuple[str, ...] = (content.name, style.name)
+        self._files = (content, style)
+        self._pairs = {layer.name: layer for layer in pair_layers(content, style)}
+
+    def layers(self) -> Sequence[LayerView]:
+        """All layers of both files, in forward order."""
+        return [LayerView(name, one.attention, _ranks(one)) for name, one in self._pairs.items()]
+
+    def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
+        """Both dW in fp32."""
+        return _both(self._pairs[layer])
+
+    def score_key(self) -> Hashable:
+        """Both files as they are on disk."""
+        return tuple((str(file.path), file.identity) for file in self._files)
+
+
+def _ranks(pair: PairedLayer) -> dict[int, int | None]:
+    sides = enumerate((pair.content, pair.style))
+    return {place: layer.rank for place, layer in sides if layer is not None}
+
+
+def _both(pair: PairedLayer) -> tuple[Tensor, Tensor]:
+    content, style = (_delta(layer) for layer in (pair.content, pair.style))
+    return content, style
+
+
+def _delta(layer: LoraLayer | None) -> Tensor:
+    assert layer is not None, "only layers that both files change are contested"
+    return layer.delta()
+
+
+def check_base_models(content: LoraFile, style: LoraFile) -> None:
+    """Raise `PairError` if the two files are for base models that are known and differ."""
+    known = {content.base_model, style.base_model} - {"unknown"}
+    if len(known) > 1:
+        raise PairError(
+            f"{content.name} is made for {content.base_model} and {style.name} for {style.base_model}; "
+            "pick two LoRAs of the same base model."
+        )
+
+
+def planner_of_files(content: LoraFile, style: LoraFile, settings: Settings) -> Planner:
+    """The planner of two files; raises `LoraFileError` and `PairError`."""
+    return make_planner(
+        FilePair(content, style),
+        Cast.of_pair(content.name, style.name),
+        settings,
+        lambda layers: tqdm(list(layers), desc="K-LoRA: scoring", unit="layer", leave=False, delay=1),
+    )
+
+
+def plan_files(
+    content: str | Path,
+    style: str | Path,
+    settings: Settings,
+    steps: int,
+    *,
+    guidance_scale: float | None = None,
+    strength: float = 1.0,
+) -> Plan:
+    """The plan of a sampling of ``steps`` steps for two LoRA files.
+
+    No sampler tells its noise levels here, so for the clock ``noise`` the timesteps are taken to lie
+    evenly, from the share ``strength`` of the noise (img2img's denoising strength) to none. Raises
+    `LoraFileError` for a bad file and `PairError` if the two do not fit together.
+    """
+    planner = planner_of_files(read_lora(content), read_lora(style), settings)
+    return planner.plan(evenly_spaced(steps, guidance_scale, strength=strength))

@@ -1,0 +1,64 @@
+"""The scores of a pair, taken once and kept: the one way for command line, preview, route and sampling."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+from klora.options import TopK
+from klora.planning.cast import LayerView, Loras
+from klora.scores import LayerScore, Scores, score_layer
+
+Progress = Callable[[Iterable[LayerView]], Iterable[LayerView]]
+
+#: Scores of the pairs used last. A few kilobytes each; people go back and forth between a few pairs.
+MOST_KEPT = 32
+_kept: OrderedDict[Hashable, Scores] = OrderedDict()
+
+
+def scores_of(
+    loras: Loras,
+    layers: Sequence[LayerView],
+    measures: Sequence[str],
+    top_k: TopK,
+    progress: Progress = iter,
+) -> Scores:
+    """The scores of ``layers`` by ``measures``, or those kept from last time.
+
+    ``progress`` wraps the layers to be scored, as tqdm does. Raises `LoraFileError` if a delta is not finite.
+    """
+    names = tuple(layer.name for layer in layers)
+    if not measures:
+        return Scores(names, (0,) * len(names), {})
+    key = (loras.score_key(), top_k, tuple(measures), names)
+    if key not in _kept:
+        _kept[key] = Scores.of((_score(loras, one, measures, top_k) for one in progress(layers)), measures)
+        while len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
+    _kept.move_to_end(key)
+    return _kept[key]
+
+
+def forget_scores() -> None:
+    """Forget all scores that are kept."""
+    _kept.clear()
+
+
+def kept_scores() -> int:
+    """How many pairs' scores are kept."""
+    return len(_kept)
+
+
+def _score(loras: Loras, layer: LayerView, measures: Sequence[str], top_k: TopK) -> LayerScore:
+    content, style = loras.deltas(layer.name)
+    return score_layer(
+        layer.name,
+        content,
+        style,
+        top_k,
+        measures,
+        content_rank=layer.ranks[0],
+        style_rank=layer.ranks[1],
+        content_file=loras.names[0],
+        style_file=loras.names[1],
+    )
