@@ -14,7 +14,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 HOSTS = ROOT / "klora" / "hosts"
 
 #: Where script and host meet, the one file that catches everything.
-BOUNDARY = HOSTS / "webui" / "boundary.py"
+BOUNDARY = HOSTS / "common" / "boundary.py"
 
 #: Top-level names of modules that only a running WebUI has.
 HOST_MODULES = frozenset(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from klora.errors import HostError
+from klora.hosts.common import library
 from klora.hosts.model_patcher.checks import refuse
-from klora.hosts.webui import library
 from klora.hosts.webui.accordion import _lora_choices
-from klora.hosts.webui.host import this_host
+from klora.hosts.which import this_host
 from klora.settings import Settings
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from klora.errors import HostError
-from klora.hosts.webui import library
+from klora.hosts.common import library
 
 from .conftest import FakeEntry, FakeHost
 

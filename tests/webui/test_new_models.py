@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from klora.errors import HostError
+from klora.hosts.common.checks import loaded_family
 from klora.hosts.forge_family import contested_layers
 from klora.hosts.forge_family.storage import shape_of
-from klora.hosts.webui.checks import loaded_family
 
 #: Host's name of a weight in the model -> whether it is a linear of an attention.
 LAYERS = {

@@ -10,7 +10,7 @@ from typing import Any
 from klora.errors import PairError
 from klora.hosts.a1111.reading import fill_in
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
-from klora.hosts.webui.checks import check_base_model, checked_base_model, loaded_family
+from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
 from klora.schedule import noise_progress
 from klora.weights import Seam
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from klora.files import read_lora
 from klora.files.conversion import state_dict_in
-from klora.hosts.webui.stand_in import stand_in
+from klora.hosts.common.stand_in import stand_in
 
 
 def fill_in(networks: Any, network: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from klora.files.canonical import forward_position, is_attention
 from klora.files.native import host_layer_to_canonical
-from klora.hosts.webui.checks import does_not_fit
+from klora.hosts.common.checks import does_not_fit
 from klora.weights import LayerView, Winner
 
 #: Network modules whose effect is no dW that a Top-K sum could weigh: they stay with the host.

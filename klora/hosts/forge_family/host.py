@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from klora.errors import PairError
+from klora.hosts.common import library
+from klora.hosts.common.boundary import attempted
+from klora.hosts.common.checks import check_base_model, loaded_family
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.reading import read_again
 from klora.hosts.forge_family.seam import FamilySeam
-from klora.hosts.webui import library
-from klora.hosts.webui.boundary import attempted
-from klora.hosts.webui.checks import check_base_model, loaded_family
 from klora.schedule import noise_progress
 
 #: Where the seam of a job's latest pass hangs on ``p``, because the host tells of a refiner by ``p`` alone.

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from klora.files import read_lora
 from klora.files.conversion import state_dict_in
-from klora.hosts.webui.checks import checked_base_model, loaded_family
-from klora.hosts.webui.library import KnownLora
-from klora.hosts.webui.stand_in import stand_in
+from klora.hosts.common.checks import checked_base_model, loaded_family
+from klora.hosts.common.library import KnownLora
+from klora.hosts.common.stand_in import stand_in
 
 #: Path -> (time, size, inode) of the file that the host read last at K-LoRA's bidding.
 _seen: dict[str, tuple[int, int, int]] = {}

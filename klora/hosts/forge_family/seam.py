@@ -19,11 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError
 from klora.files.layer import take_rows
+from klora.hosts.common.checks import does_not_fit
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ContestedLayer, contested_layers
 from klora.hosts.forge_family.regions import Regions
 from klora.hosts.forge_family.storage import shape_of
-from klora.hosts.webui.checks import does_not_fit
 from klora.weights import LayerView, Winner
 
 

@@ -16,7 +16,8 @@ from itertools import groupby
 from typing import Any
 
 from klora.errors import HostError
-from klora.hosts.webui import infotext, library, pair_view
+from klora.hosts.common import library
+from klora.hosts.webui import infotext, pair_view
 from klora.settings import Setting, Settings
 
 ElementId = Callable[[str], str]

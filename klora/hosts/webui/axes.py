@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from klora.errors import PairError
-from klora.hosts.webui import library
+from klora.hosts.common import library
 from klora.settings import Setting, Settings
 
 _GRID_SCRIPT = "xyz_grid.py"

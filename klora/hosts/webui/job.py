@@ -11,11 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 from klora.errors import HostError, KloraError, PairError
-from klora.hosts.webui import axes, infotext, library, prompts
-from klora.hosts.webui.boundary import attempted
+from klora.hosts.common import library
+from klora.hosts.common.boundary import attempted
+from klora.hosts.common.protocol import WebUIHost
+from klora.hosts.webui import axes, infotext, prompts
 from klora.hosts.webui.bracket import bracket, refuse
-from klora.hosts.webui.host import WebUIHost, this_host
 from klora.hosts.webui.roles import Roles, assign, tags_in
+from klora.hosts.which import this_host
 from klora.schedule import Plan
 from klora.settings import Settings
 from klora.weights import Fusion, LayerView, prepare

@@ -12,7 +12,8 @@ from io import BytesIO
 from typing import Any
 
 from klora.errors import KloraError, PairError
-from klora.hosts.webui import library, roles
+from klora.hosts.common import library
+from klora.hosts.webui import roles
 from klora.settings import Settings
 
 MOST_TRIGGER_WORDS = 8

@@ -11,7 +11,7 @@ from secrets import compare_digest
 from typing import Any
 
 from klora.errors import KloraError, PairError, SettingsError
-from klora.hosts.webui import library
+from klora.hosts.common import library
 from klora.settings import Settings
 from klora.version import __version__
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from modules import script_callbacks, scripts
 
+from klora.hosts.common.foreign import foreign
 from klora.hosts.webui import accordion, axes, routes
-from klora.hosts.webui.host import foreign
 from klora.hosts.webui.job import Job
 
 _JOB = "klora_job"

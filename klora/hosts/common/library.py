@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from klora.errors import HostError
-from klora.hosts.webui.host import foreign
+from klora.hosts.common.foreign import foreign
 
 _TABLES = ("available_networks", "available_network_aliases", "list_available_networks")
 
