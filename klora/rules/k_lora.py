@@ -22,6 +22,7 @@ KEEP = Setting(
     minimum=0,
     maximum=1,
     slider=(0, 1, 0.05),
+    before=0.0,
 )
 
 

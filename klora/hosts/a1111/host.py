@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from klora.errors import PairError
 from klora.hosts.a1111.reading import fill_in
+from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
 from klora.schedule import noise_progress
@@ -39,12 +41,12 @@ class A1111Host:
             if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):
                 fill_in(_networks(), network)
 
-    def seam(self, p: Any, content: str, style: str) -> A1111Seam:
-        """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
+    def seam(self, p: Any, names: Sequence[str]) -> A1111Seam:
+        """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""
         from modules import devices
 
-        pair = (self._loaded(p.sd_model, content), self._loaded(p.sd_model, style))
-        return A1111Seam(_networks(), p.sd_model, pair, devices.device)
+        cast = [self._loaded(p.sd_model, name) for name in names]
+        return A1111Seam(_networks(), p.sd_model, cast, devices.device)
 
     def _loaded(self, model: Any, name: str) -> Any:
         for network in _networks().loaded_networks:
@@ -64,6 +66,11 @@ class A1111Host:
 
     def before_loading(self, p: Any, seam: Seam, layers: Sequence[str]) -> None:
         """Nothing: a layer is merged when it is called, so there is nothing to withhold any earlier."""
+
+    def telling_rows(self, sampler: Any, seam: A1111Seam) -> AbstractContextManager[None]:
+        """The rows of the CFG denoiser's batches."""
+        unet = seam.model.model.diffusion_model
+        return telling_rows(sampler.model_wrap_cfg, unet, seam.branches.rows)
 
     def noise_progress(self, sampler: Any, level: float) -> float:
         """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""

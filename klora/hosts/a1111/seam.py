@@ -1,16 +1,17 @@
 """AUTOMATIC1111: the built-in Lora extension merges a layer when it is called and its list has changed.
 
-So nothing is merged here. While sampling, a contested layer is shown the list of loaded networks
-without the loser; the host then compares names, restores its backup and merges the winner itself, in
-its own order and arithmetic, for every LoRA type it knows. Once the pass is over, the list is whole
-again and the next forward puts the weights right by the same mechanism.
+So nothing is merged here. While sampling, a layer of ours is shown the list of loaded networks without
+those that have no share in it, and for the time of its call a network with a fraction has its multiplier
+times that fraction; the host then compares names and multipliers, restores its backup and merges by itself,
+in its own order and arithmetic, for every LoRA type it knows. Once the pass is over, list and multipliers
+are whole again and the next forward puts the weights right by the same mechanism.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from klora.files.canonical import forward_position, is_attention
 from klora.files.native import host_layer_to_canonical
 from klora.hosts.common.checks import does_not_fit
-from klora.weights import LayerView, Winner
+from klora.planning import LayerView
+from klora.schedule import LayerShares
+from klora.weights.branch import Branches, RowDelta
 
-#: Network modules whose effect is no dW that a Top-K sum could weigh: they stay with the host.
+#: Network modules whose effect is no dW that two LoRAs could be weighed by.
 _NOT_CONTESTED = frozenset({"NetworkModuleNorm", "NetworkModuleIa3", "NetworkModuleOFT"})
 
 DENOISER = "diffusion_model_"
@@ -31,33 +34,37 @@ READERS = ("network_apply_weights", "network_forward")
 
 
 class A1111Seam:
-    """The seam for two loaded networks of A1111 and the model that is loaded now."""
+    """The seam for the loaded networks of a cast, in its order, and the model that is loaded now."""
 
-    def __init__(self, networks: Any, model: Any, pair: tuple[Any, Any], device: torch.device) -> None:
-        content, style = pair
-        self.content_name: str = content.network_on_disk.name
-        self.style_name: str = style.network_on_disk.name
+    def __init__(self, networks: Any, model: Any, cast: Sequence[Any], device: torch.device) -> None:
+        self.names = tuple(str(network.network_on_disk.name) for network in cast)
+        self.branches = Branches()
+        self.model = model
         self._networks = networks
-        self._model = model
-        self._pair = pair
+        self._cast = tuple(cast)
         self._device = device
-        shared = [name for name in content.modules if _is_contestable(name, content, style)]
-        named = {_canonical(name): name for name in shared}
+        touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
+        named = {_canonical(name): name for name in touched}
         self._host_names = {name: named[name] for name in sorted(named, key=_place)}
-        self._hidden: dict[str, tuple[Any, ...]] = {}
+        self._shares: dict[str, tuple[float, ...]] = {}
 
-    def shared_layers(self) -> Sequence[LayerView]:
-        """The denoiser's linears and convolutions that both networks change, in forward order."""
-        return [
-            LayerView(
-                name, _is_attention(name, host_name), *(_rank(net.modules[host_name]) for net in self._pair)
-            )
-            for name, host_name in self._host_names.items()
-        ]
+    def layers(self) -> Sequence[LayerView]:
+        """The denoiser's layers that any network changes, in forward order."""
+        return [self._view(name, host_name) for name, host_name in self._host_names.items()]
+
+    def _view(self, name: str, host_name: str) -> LayerView:
+        modules = {
+            place: network.modules[host_name]
+            for place, network in enumerate(self._cast)
+            if host_name in network.modules
+        }
+        ranks = {place: _rank(module) for place, module in modules.items()}
+        is_contestable = all(map(_is_contestable, modules.values()))
+        return LayerView(name, _is_attention(name, host_name), ranks, is_contestable)
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW as the host would add them to the clean weight, multiplier and dyn_dim included."""
-        content, style = (self._delta(network, layer) for network in self._pair)
+        content, style = (self._delta(network, layer) for network in self._cast[:2])
         return content, style
 
     def _delta(self, network: Any, layer: str) -> Tensor:
@@ -85,48 +92,93 @@ class A1111Seam:
 
     def score_key(self) -> Hashable:
         """Both files as they are on disk, how strong they are applied, and the checkpoint."""
-        checkpoint = getattr(getattr(self._model, "sd_checkpoint_info", None), "filename", None)
-        return (checkpoint, *(_network_key(network) for network in self._pair))
+        checkpoint = getattr(getattr(self.model, "sd_checkpoint_info", None), "filename", None)
+        return (checkpoint, *(_network_key(network) for network in self._cast[:2]))
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
-        """Let the host look at its list of networks through `apply`'s winners while inside."""
-        del layers  # a layer is withheld from the moment it has a winner, which is before its first forward
+        """Let the host look at its list of networks through the shares of `apply` while inside."""
+        del layers  # a layer is withheld from the moment it has shares, which is before its first forward
         before = {name: getattr(self._networks, name) for name in READERS}
-        ours = {name: self._looking_past_the_loser(function) for name, function in before.items()}
-        hidden_before = dict(self._hidden)  # of an outer bracket around the same seam
+        ours = {name: self._by_shares(function) for name, function in before.items()}
+        shares_before = dict(self._shares)  # of an outer bracket around the same seam
         for name, function in ours.items():
             setattr(self._networks, name, function)
         try:
             yield
         finally:
-            self._hidden.clear()
-            self._hidden.update(hidden_before)
+            self.branches.clear()
+            self._shares.clear()
+            self._shares.update(shares_before)
             for name, function in ours.items():
                 if getattr(self._networks, name) is function:  # else another extension wrapped it: inert now
                     setattr(self._networks, name, before[name])
 
-    def apply(self, winners: Mapping[str, Winner]) -> None:
+    def apply(self, shares: Mapping[str, LayerShares]) -> None:
         """Choose what each layer's next forward merges."""
-        for layer, winner in winners.items():
-            self._hidden[self._host_names[layer]] = tuple(self._pair[place] for place in winner.losers)
+        for layer, wanted in shares.items():
+            self._shares[self._host_names[layer]] = wanted.conditional
+            self._branch(layer, wanted)
 
-    def _looking_past_the_loser(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        networks, hidden = self._networks, self._hidden
+    def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        networks, table, cast = self._networks, self._shares, self._cast
 
         def network_function(layer: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-            losers = hidden.get(getattr(layer, "network_layer_name", ""))
-            if not losers:
+            shares = table.get(getattr(layer, "network_layer_name", ""))
+            if shares is None:
                 return original(layer, *arguments, **keywords)
             loaded = networks.loaded_networks
-            # By identity and at call time: a refiner of another architecture empties the list.
-            networks.loaded_networks = [one for one in loaded if not any(one is loser for loser in losers)]
-            try:
-                return original(layer, *arguments, **keywords)
-            finally:
-                networks.loaded_networks = loaded
+            absent = [network for network, share in zip(cast, shares, strict=True) if share == 0]
+            with ExitStack() as stack:
+                for network, share in zip(cast, shares, strict=True):
+                    if share not in (0, 1):
+                        stack.enter_context(_multiplied(network, share))
+                if absent:
+                    # By identity and at call time: a refiner of another architecture empties the list.
+                    networks.loaded_networks = [one for one in loaded if not _is_among(one, absent)]
+                try:
+                    return original(layer, *arguments, **keywords)
+                finally:
+                    networks.loaded_networks = loaded
 
         return network_function
+
+    def _branch(self, layer: str, shares: LayerShares) -> None:
+        host_name = self._host_names[layer]
+        modules = [network.modules.get(host_name) for network in self._cast]
+        terms = [
+            (difference, self._row_delta(network, layer))
+            for network, module, difference in zip(self._cast, modules, shares.difference, strict=True)
+            if difference and module is not None and _is_contestable(module)
+        ]
+        target = next((module.sd_module for module in modules if module is not None), None)
+        if isinstance(target, nn.Linear | nn.Conv2d):
+            self.branches.put(target, layer, terms)
+
+    def _row_delta(self, network: Any, layer: str) -> RowDelta:
+        module = network.modules[self._host_names[layer]]
+        if _is_plain(module):
+            scale = module.calc_scale() * module.multiplier()
+            up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
+            return RowDelta(factors=(up.flatten(1) * scale, down))
+        with torch.no_grad():
+            _, bias = module.calc_updown(self._clean_weight(module.sd_module))
+        return RowDelta(dense=self._delta(network, layer), bias=bias)
+
+
+@contextmanager
+def _multiplied(network: Any, share: float) -> Iterator[None]:
+    """The network with its multiplier of the denoiser times ``share``."""
+    before = network.unet_multiplier
+    network.unet_multiplier = before * share
+    try:
+        yield
+    finally:
+        network.unet_multiplier = before
+
+
+def _is_among(network: Any, others: Sequence[Any]) -> bool:
+    return any(network is other for other in others)
 
 
 def _canonical(host_name: str) -> str:
@@ -138,13 +190,18 @@ def _place(layer: str) -> tuple[int, ...]:
     return forward_position(layer) or (sys.maxsize,)
 
 
-def _is_contestable(name: str, content: Any, style: Any) -> bool:
-    modules = [network.modules.get(name) for network in (content, style)]
-    return name.startswith(DENOISER) and all(
-        module is not None
-        and type(module).__name__ not in _NOT_CONTESTED
-        and isinstance(module.sd_module, nn.Linear | nn.Conv2d)
-        for module in modules
+def _is_contestable(module: Any) -> bool:
+    return type(module).__name__ not in _NOT_CONTESTED and isinstance(module.sd_module, nn.Linear | nn.Conv2d)
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether dW is the product of two matrices of the module and nothing else."""
+    return (
+        type(module).__name__ == "NetworkModuleLora"
+        and getattr(module, "mid_model", None) is None
+        and getattr(module, "dora_scale", None) is None
+        and getattr(module, "bias", None) is None
+        and module.network.dyn_dim is None
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from klora.errors import HostError
+from klora.errors import HostError, PairError
 from klora.hosts.common.foreign import foreign
 
 _TABLES = ("available_networks", "available_network_aliases", "list_available_networks")
@@ -49,6 +49,20 @@ def find(name: str) -> KnownLora | None:
     if entry is None:
         return None
     return KnownLora(name=entry.name, alias=entry.alias, path=entry.filename, entry=entry)
+
+
+def find_or_refresh(name: str) -> KnownLora | None:
+    """As `find`; a file that was dropped into the folder since is found by reading the folder once more."""
+    known = find(name)
+    if known is None:
+        refresh()
+        known = find(name)
+    return known
+
+
+def not_found(name: str) -> PairError:
+    """The error for a LoRA that the host does not have."""
+    return PairError(f"LoRA {name} was not found; check its name and press refresh in the Lora tab.")
 
 
 def aliases() -> dict[str, str]:

@@ -8,11 +8,12 @@ job, so there is nothing to undo after a reload of the UI.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from klora.errors import KloraError
-from klora.schedule import Position
+from klora.schedule import Moment, Position
 from klora.weights import Fusion
 
 #: The methods by which a sampler tells its schedule, and how many of the smallest values are never sampled:
@@ -39,17 +40,26 @@ def refuse(sampler: Any, error: KloraError) -> None:
     _wrap(sampler, "launch_sampling", launch)
 
 
-def bracket(
-    sampler: Any,
-    fusion: Fusion,
-    noise_progress: Callable[[float], float],
-    finished: Callable[[Fusion], None],
-) -> None:
-    """Run the pass that ``sampler`` is about to launch inside ``fusion``.
+@dataclass(frozen=True)
+class Pass:
+    """What the bracket needs to know of one pass beside its fusion.
 
-    ``noise_progress`` maps a level to progress for the clock ``noise``; ``finished`` is called when the
-    pass is over and everything has been put back, also after an interrupt or an exception.
+    ``guidance_scale`` is g where it is not what the host gives to its denoiser.
+
+    ``noise_progress`` maps a level to progress by noise. ``rows`` is the host's, while sampling.
+    ``finished`` is called when the pass is over and everything has been put back, also after an interrupt
+    or an exception.
     """
+
+    noise_progress: Callable[[float], float]
+    rows: Callable[[], AbstractContextManager[None]]
+    finished: Callable[[Fusion], None]
+    is_hires: bool = False
+    guidance_scale: float | None = None
+
+
+def bracket(sampler: Any, fusion: Fusion, told: Pass) -> None:
+    """Run the pass that ``sampler`` is about to launch inside ``fusion``."""
     _unwrap(sampler)
     levels: list[float] = []
     original = sampler.launch_sampling
@@ -59,10 +69,10 @@ def bracket(
         total_steps = getattr(getattr(sampler, "config", None), "total_steps", None)
         position = Position(levels, steps, total_steps(steps) if callable(total_steps) else None)
         try:
-            with fusion.sampling(), _clock(sampler.model_wrap_cfg, fusion, position, noise_progress):
+            with fusion.sampling(), told.rows(), _clock(sampler.model_wrap_cfg, fusion, position, told):
                 return original(steps, *arguments, **keywords)
         finally:
-            finished(fusion)
+            told.finished(fusion)
 
     for name, unused in _SCHEDULES.items():
         if hasattr(sampler, name):
@@ -71,19 +81,26 @@ def bracket(
 
 
 @contextmanager
-def _clock(
-    denoiser: Any, fusion: Fusion, position: Position, noise_progress: Callable[[float], float]
-) -> Iterator[None]:
+def _clock(denoiser: Any, fusion: Fusion, position: Position, told: Pass) -> Iterator[None]:
     """Tell ``fusion`` the time before each call of the denoiser (the host's CFG module)."""
+    has_begun = False
+    uses_noise = fusion.planner.settings.values["clock"] == "noise"
+
+    def moment(step: int, level: float, guidance_scale: float | None) -> Moment:
+        noise = told.noise_progress(level) if uses_noise else None
+        return Moment(step, position.steps, noise, guidance_scale, told.is_hires)
 
     def before_call(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        level = keywords["sigma"] if "sigma" in keywords else arguments[1]
-        noise = float(level.flatten()[0])
-        step = position.advance(noise)
-        if fusion.rule.clock == "noise":
-            fusion.at_progress(step, noise_progress(noise))
-        else:
-            fusion.at_step(step, position.steps)
+        nonlocal has_begun
+        given = keywords["sigma"] if "sigma" in keywords else arguments[1]
+        level = float(given.flatten()[0])
+        scale = keywords.get("cond_scale") if told.guidance_scale is None else told.guidance_scale
+        guidance_scale = None if scale is None else float(scale)
+        step = position.advance(level)
+        if not has_begun:
+            has_begun = True
+            fusion.begin([moment(at, one, guidance_scale) for at, one in enumerate(position.levels)])
+        fusion.at(moment(step, level, guidance_scale))
 
     # A hook and not the host's on_cfg_denoiser callback: there the host swallows exceptions.
     handle = denoiser.register_forward_pre_hook(before_call, with_kwargs=True)

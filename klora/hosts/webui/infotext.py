@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klora.errors import SettingsError
-from klora.settings import Setting, Settings
+from klora.settings import Setting, Settings, SettingValue, shown
 
 PAIR_KEY = "K-LoRA"
 FALLBACK_KEY = "K-LoRA fallback"
-
-SettingValue = bool | float | str
+NOTE_KEY = "K-LoRA note"
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,13 @@ class FusedPair:
 
 def all_keys() -> tuple[str, ...]:
     """Every key this module may write, so that a job can first remove those of another one."""
-    return (PAIR_KEY, *(one.infotext_key for one in _written_settings()), FALLBACK_KEY)
+    return (PAIR_KEY, *(one.infotext_key for one in _written_settings()), FALLBACK_KEY, NOTE_KEY)
 
 
-def written(settings: Settings, pair: FusedPair | None, fallback: str | None = None) -> dict[str, str]:
-    """What goes into the infotext: the pair, the rule, other settings if changed, and a fallback.
+def written(
+    settings: Settings, pair: FusedPair | None, fallback: str | None = None, note: str | None = None
+) -> dict[str, str]:
+    """What goes into the infotext: the pair, the rule, other settings if changed, a fallback, a note.
 
     The rule is written even where it is the default, so that a picture can be made again after a
     default has changed.
@@ -56,10 +57,11 @@ def written(settings: Settings, pair: FusedPair | None, fallback: str | None = N
     texts = {PAIR_KEY: str(pair)} if pair is not None else {}
     for setting in _written_settings():
         value = getattr(settings, setting.name)
-        if setting.scope == "rule" or value != setting.default:
+        if settings.shapes(setting) or (setting.scope != "rule" and value != setting.default):
             texts[setting.infotext_key] = _readable(setting, value, settings)
-    if fallback:
-        texts[FALLBACK_KEY] = fallback
+    for key, text in ((FALLBACK_KEY, fallback), (NOTE_KEY, note)):
+        if text:
+            texts[key] = text
     return {key: _surviving(key, text) for key, text in texts.items()}
 
 
@@ -72,7 +74,8 @@ def restored(setting: Setting, parameters: Mapping[str, object]) -> SettingValue
     """The value of one control after pasting; ``None`` leaves the control as it is.
 
     Without K-LoRA in the text only the box is unticked: the other controls keep what the user chose.
-    A value that is no longer valid gives way to the default.
+    A value that is no longer valid gives way to the default, a setting that the picture did not know yet to
+    what it then was.
     """
     if setting.name == "enabled":
         return is_in(parameters)
@@ -80,7 +83,7 @@ def restored(setting: Setting, parameters: Mapping[str, object]) -> SettingValue
         return None
     text = _text(parameters, setting.infotext_key)
     if text is None:
-        return setting.default
+        return setting.value_before
     try:
         return setting.parse(text)
     except SettingsError:
@@ -93,12 +96,8 @@ def _written_settings() -> tuple[Setting, ...]:
 
 
 def _readable(setting: Setting, value: SettingValue, settings: Settings) -> str:
-    if setting.kind == "number":
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    if setting.name == "beta" and value == setting.default:
-        return f"{value} ({settings.beta_value:g})"
-    return str(value)
+    resolved = setting.resolved(settings.values) if setting.resolved is not None else None
+    return shown(setting, value) if resolved is None else f"{value} ({resolved})"
 
 
 def _surviving(key: str, text: str) -> str:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from klora.hosts.webui.roles import Roles, tags_in
+from klora.hosts.webui.roles import TAG_KINDS, Roles, tags_in
 from klora.settings import Settings
 
 _TAG = re.compile(r"<\w+:[^>]+>")
-_KINDS = ("lora", "lyco")
+
 
 #: Mode -> whether content and style take part.
 _TAKES_PART = {
@@ -61,7 +61,7 @@ def change_parsed(
     make: Callable[[list[str]], Any],
 ) -> None:
     """The same on tags that the host has parsed already, as it has for the hires pass; in place."""
-    for kind in _KINDS:
+    for kind in TAG_KINDS:
         if kind in tags:
             tags[kind] = [one for one in tags[kind] if names.get(_name(one), _name(one)) not in unwanted]
     for name, weight in wanted:
@@ -70,7 +70,7 @@ def change_parsed(
 
 def parsed_names(tags: Mapping[str, Sequence[Any]]) -> list[str]:
     """The names of the LoRAs in tags that the host has parsed, in order."""
-    return [_name(one) for kind in _KINDS for one in tags.get(kind, ())]
+    return [_name(one) for kind in TAG_KINDS for one in tags.get(kind, ())]
 
 
 def _name(parsed: Any) -> str:

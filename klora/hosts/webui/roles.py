@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
-_TAG_KINDS = ("lora", "lyco")  # the host loads <lyco:...> as a LoRA too
+TAG_KINDS = ("lora", "lyco")  # the host loads <lyco:...> as a LoRA too
 _POSITIONS = (FIRST_IN_PROMPT, SECOND_IN_PROMPT)
 
 
@@ -37,7 +37,7 @@ def tags_in(prompt: str) -> tuple[str, ...]:
     """The names in the LoRA tags of a prompt, in order, as the host reads them: with repetitions."""
     names = []
     for kind, arguments in _TAG.findall(prompt):
-        if kind not in _TAG_KINDS:
+        if kind not in TAG_KINDS:
             continue
         # As on the host, "te=0.5" is a named argument and may stand before the name.
         unnamed = [part for part in arguments.split(":") if len(part.split("=", 2)) != 2]

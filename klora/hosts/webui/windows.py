@@ -1,0 +1,105 @@
+"""The windows of the LoRA tags of a prompt: read, and taken out before the host reads the tags.
+
+The host would stumble over a curve, whose colons it takes for its own, and over nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from klora.errors import SettingsError
+from klora.hosts.webui.roles import TAG_KINDS
+from klora.schedule import Window
+from klora.schedule.window_text import KEYS, cut_window
+
+_TAG = re.compile(r"<(\w+):([^>]+)>")
+_MENTION = re.compile(r"<\w+:[^>]*?(?:" + "|".join(KEYS) + r")\s*=", re.IGNORECASE)
+
+#: A script that reads some of our keys in its own way, where it is installed.
+_BLOCK_WEIGHT = "lora_block_weight.py"
+_OF_BLOCK_WEIGHT = frozenset({"start", "stop", "step"})
+
+Windows = dict[str, Window]
+
+
+def mentions_window(prompts: Collection[object]) -> bool:
+    """Whether any of the prompts may hold a tag with a window: a quick look that costs nothing else."""
+    return any(isinstance(prompt, str) and _MENTION.search(prompt) is not None for prompt in prompts)
+
+
+def our_keys() -> tuple[str, ...]:
+    """The keys that are read here: lora-block-weight, where it is installed, keeps those that it has."""
+    from modules import scripts
+
+    files = {PurePath(str(data.path)).name for data in scripts.scripts_data}
+    return tuple(key for key in KEYS if _BLOCK_WEIGHT not in files or key not in _OF_BLOCK_WEIGHT)
+
+
+def taken_out(prompt: str, keys: Collection[str], names: Mapping[str, str]) -> tuple[str, Windows]:
+    """(the prompt without the windows of its LoRA tags, the windows by the LoRAs' names).
+
+    ``names`` resolves aliases. Raises `SettingsError` for a value that cannot be read, and for a LoRA that
+    stands in the prompt more than once with a window.
+    """
+    windows: Windows = {}
+
+    def clean(tag: re.Match[str]) -> str:
+        if tag[1] not in TAG_KINDS:
+            return tag[0]
+        items, window = cut_window(tag[2].split(":"), tag[0], keys)
+        if window is None:
+            return tag[0]
+        _note(windows, names.get(items[0], items[0]) if items else "", window, tag[0])
+        return f"<{tag[1]}:{':'.join(items)}>"
+
+    cleaned = _TAG.sub(clean, prompt)
+    _refuse_doubles(windows, cleaned, names)
+    return cleaned, windows
+
+
+def taken_out_of_parsed(
+    tags: dict[str, list[Any]],
+    keys: Collection[str],
+    names: Mapping[str, str],
+    make: Callable[[list[str]], Any],
+) -> Windows:
+    """The same on tags that the host has parsed already, as it has for the hires pass; changed in place.
+
+    ``make`` makes the host's kind of tag from items.
+    """
+    windows: Windows = {}
+    for kind in TAG_KINDS:
+        for place, tag in enumerate(tags.get(kind, ())):
+            text = f"<{kind}:{':'.join(tag.items)}>"
+            items, window = cut_window(list(tag.items), text, keys)
+            if window is not None:
+                _note(windows, names.get(items[0], items[0]) if items else "", window, text)
+                tags[kind][place] = make(items)
+    return windows
+
+
+def _note(windows: Windows, name: str, window: Window, tag: str) -> None:
+    if name in windows:
+        raise _double(name)
+    if not name:
+        raise SettingsError(f"K-LoRA: {tag} names no LoRA; write its name first.")
+    windows[name] = window
+
+
+def _refuse_doubles(windows: Windows, prompt: str, names: Mapping[str, str]) -> None:
+    """A LoRA that stands twice has two weights and one list of layers: its window would hit both."""
+    found = [tag[2].split(":")[0] for tag in _TAG.finditer(prompt) if tag[1] in TAG_KINDS]
+    present = [names.get(name, name) for name in found]
+    for name in windows:
+        if present.count(name) > 1:
+            raise _double(name)
+
+
+def _double(name: str) -> SettingsError:
+    return SettingsError(
+        f"K-LoRA: LoRA {name} stands in the prompt more than once and has start, stop, step or w; "
+        "write one tag, with a curve such as w=0:0.2,0.5:1."
+    )
