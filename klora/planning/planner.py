@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Planner:
             factor = member.window.share(moment)
             if factor != 1:
                 conditional[:, place] *= factor
+        conditional[~self._changes] = 1  # nothing to be done about it, so nothing that changes in time
         return Shares(conditional, self._unconditional(conditional, moment))
 
     def _left_alone(self) -> tuple[float, float] | None:
@@ -80,7 +82,16 @@ class Planner:
             return None
         unconditional: Numbers = conditional.copy()
         unconditional[:, :2] *= factors
+        unconditional[~self._changes] = 1
         return unconditional
+
+    @cached_property
+    def _changes(self) -> NDArray[np.bool_]:
+        """Whether a LoRA of the cast changes a layer, ``[layers, loras]``."""
+        table = np.zeros(self.fixed.shape, dtype=bool)
+        for place, layer in enumerate(self.layers):
+            table[place, list(layer.ranks)] = True
+        return table
 
     def plan(self, moments: Sequence[Moment]) -> Plan:
         """The plan of a sampling that consists of these moments."""
@@ -89,6 +100,9 @@ class Planner:
     def recorded(self, shares: Sequence[Shares]) -> Plan:
         """The plan that consists of these shares, one for each step, as they were applied."""
         conditional, unconditional = Plan.table(shares, self.decided, len(self.cast.members))
+        for table in (conditional, unconditional):
+            if table is not None:
+                table[:, ~self._changes[list(self.decided)]] = 0
         measures = self.rule.measures(self.settings.values) if self.cast.has_pair else ()
         return Plan(
             loras=self.cast.names,

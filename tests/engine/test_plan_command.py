@@ -53,7 +53,18 @@ def test_json_holds_the_plan(pair: list[str], tmp_path: Path) -> None:
         "content_score",
         "style_score",
         "choices",
+        "loras",
+        "shares",
+        "unconditional",
+        "rule",
+        "balance",
+        "guidance",
     }
+    assert told["loras"] == ["fox", "ink"]
+    assert told["unconditional"] is None
+    assert [[[1, 0] if letter == "C" else [0, 1] for letter in step] for step in told["choices"]] == told[
+        "shares"
+    ]
     block = "down_blocks.0.attentions.0.transformer_blocks.0."
     in_forward_order = ["attn1.to_q", "attn1.to_k", "attn2.to_q", "ff.net.2"]
     assert told["layers"] == [block + one for one in in_forward_order]
@@ -156,7 +167,10 @@ def test_layers_of_different_size(capsys: Capture, tmp_path: Path) -> None:
     [
         (["--steps", "0"], "steps is 0"),
         (["--steps", "100000"], "steps is 100000"),
-        (["--clock", "noise"], "clock"),
+        (["--strength", "0"], "strength"),
+        (["--keep", "2"], "keep"),
+        (["--guidance", "0.5"], "guidance"),
+        (["--rule", "k-loda"], "rule"),
         (["--alpha", "nan"], "alpha"),
         (["--beta", "-1"], "beta"),
         (["--top-k", "0%"], "top_k"),

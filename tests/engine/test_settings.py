@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from klora.errors import SettingsError
+from klora.rules.contest_settings import beta_value
 from klora.settings import Setting, Settings, TopK
 
 DECLARED = Settings.declarations()
@@ -28,6 +28,8 @@ def values_of(setting: Setting) -> st.SearchStrategy[object]:
         return st.sampled_from(setting.choices)
     if setting.kind == "lora":
         return st.sampled_from([*setting.choices, "fox", "my LoRA, v1.2", "0.5"])
+    if setting.name == "guidance":
+        return st.one_of(st.sampled_from(["both", "content", "none"]), st.floats(1, 100).map(repr))
     if setting.name == "beta":
         return st.one_of(st.just("auto"), st.floats(0, 1e9).map(repr))
     shares = st.floats(1e-6, 100).map(lambda share: f"{share!r}%")
@@ -159,9 +161,9 @@ def test_s_star_needs_an_alpha() -> None:
 
 
 def test_beta_auto_is_the_paper_s_for_the_schedule() -> None:
-    assert Settings().beta_value == 0.5
-    assert Settings(schedule="s*").beta_value == 1.3
-    assert Settings(schedule="S*", beta="1.275").beta_value == 1.275
+    assert beta_value(Settings().values) == 0.5
+    assert beta_value(Settings(schedule="s*").values) == 1.3
+    assert beta_value(Settings(schedule="S*", beta="1.275").values) == 1.275
     assert Settings(beta="auto (0.5)").beta == "auto"
 
 
@@ -188,7 +190,7 @@ def test_each_declaration_is_whole(setting: Setting) -> None:
 
 
 def test_each_field_is_declared_once() -> None:
-    assert [one.name for one in fields(Settings)] == NAMES
+    assert list(Settings().values) == NAMES
     for wanted in ("name", "label", "infotext_key", "help"):
         told = [getattr(one, wanted) for one in DECLARED]
         assert len(set(told)) == len(told)

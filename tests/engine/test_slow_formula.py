@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klora.schedule import Plan, Rule, bonus, noise_progress, published_progress, step_progress
-from klora.scores import Contest, Scores, balance, score_layer
-from klora.settings import Settings
+from klora.rules.contest_settings import beta_value
+from klora.schedule import Plan, bonus, noise_progress, published_progress, step_progress
+from klora.scores import TOP_K_SUM, TOTAL, Scores, gamma, score_layer
+from klora.settings import Settings, TopK
+from tests.engine.planners import plan_of, scores_of
 from tests.engine.slow_formula import SlowLayer, slow_plan
 
 TOP_K = ("rank", "1", "3", "25%", "50%", "100%", "1000000", "0.001%")
@@ -34,18 +36,20 @@ def random_layers(draw: st.DrawFn) -> list[SlowLayer]:
 
 
 def engine_plan(layers: list[SlowLayer], wanted: Settings, steps: int) -> Plan:
-    contests = (
+    measures = (TOP_K_SUM, TOTAL)
+    scored = (
         score_layer(
             f"layer {index}",
             torch.tensor(one.content),
             torch.tensor(one.style),
-            wanted.top_k_rule,
+            TopK.parse(wanted.top_k),
+            measures,
             content_rank=one.rank_content,
             style_rank=one.rank_style,
         )
         for index, one in enumerate(layers)
     )
-    return Rule.of(Scores(tuple(contests)), wanted).plan(steps)
+    return plan_of(Scores.of(scored, measures), wanted, steps)
 
 
 @settings(max_examples=150, deadline=None)
@@ -62,7 +66,7 @@ def test_plan_is_that_of_the_slow_formula(
 ) -> None:
     wanted = Settings(schedule=schedule, alpha=alpha, beta=repr(beta), top_k=top_k)
     plan = engine_plan(layers, wanted, steps)
-    slow = slow_plan(layers, steps, schedule, wanted.alpha, wanted.beta_value, top_k)
+    slow = slow_plan(layers, steps, schedule, wanted.alpha, beta_value(wanted.values), top_k)
     told = plan.as_json()
     assert told["top_k"] == slow.top_k
     assert told["gamma"] == pytest.approx(slow.gamma, rel=1e-6)
@@ -93,28 +97,28 @@ def test_an_exact_tie_goes_to_content(schedule: str) -> None:
 def test_two_zero_layers_tie_and_a_zero_style_never_wins() -> None:
     zero = SlowLayer([[0.0, 0.0]], [[0.0, 0.0]])
     only_content = SlowLayer([[1.0, 0.0]], [[0.0, 0.0]])
-    assert engine_plan([zero, only_content], Settings(beta="1e9"), 3).choices() == ["CC"] * 3
+    some_style = SlowLayer([[1.0, 0.0]], [[1e-3, 0.0]])
+    choices = engine_plan([zero, only_content, some_style], Settings(beta="1e9"), 3).choices()
+    assert choices == ["CCS"] * 3
 
 
 def test_published_gamma_drops_outliers_and_layers_without_style() -> None:
     # Ratios 1, 2, 1, 1, 40; their mean is 9, so 40 is dropped; the last layer has no ratio.
     content = np.array([1.0, 2.0, 3.0, 4.0, 40.0, 7.0])
     style = np.array([1.0, 1.0, 3.0, 4.0, 1.0, 0.0])
-    assert balance("published", content, style) == pytest.approx(1.25)
-    assert balance("paper", content, style) == pytest.approx(5.7)
-    assert balance("off", content, style) == 1.0
+    assert gamma("published", content, style) == pytest.approx(1.25)
+    assert gamma("paper", content, style) == pytest.approx(5.7)
+    assert gamma("off", content, style) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["paper", "published", "off"])
 def test_gamma_is_defined_for_a_style_of_zeros(kind: str) -> None:
-    assert balance(kind, np.ones(3), np.zeros(3)) == 1.0
+    assert gamma(kind, np.ones(3), np.zeros(3)) == 1.0
 
 
-def test_gamma_is_taken_over_the_layers_asked_for() -> None:
-    scores = Scores((Contest("a", 1, 1, 1, 6, 2), Contest("b", 1, 1, 1, 1, 8), Contest("c", 1, 1, 1, 5, 1)))
-    assert scores.gamma("paper") == pytest.approx(12 / 11)
-    assert scores.only(["a", "c"]).layers == ("a", "c")
-    assert scores.only(["a", "c"]).gamma("paper") == pytest.approx(11 / 3)
+def test_gamma_of_a_plan_is_over_its_layers() -> None:
+    scores = scores_of([(1, 1, 6, 2), (1, 1, 1, 8), (1, 1, 5, 1)])
+    assert plan_of(scores, Settings(), 1).gamma == pytest.approx(12 / 11)
 
 
 def test_clocks_by_hand() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klora.errors import LoraFileError
-from klora.scores import energy_rank, score_layer, top_k_sum
+from klora.scores import ENERGY, TOP_K_SUM, TOTAL, energy_rank, score_layer, top_k_sum
 from klora.scores.top_k import total
 from klora.settings import TopK
 
@@ -81,11 +81,12 @@ def test_ranks_that_are_missing_are_replaced_by_the_energy_rank() -> None:
         torch.eye(6),
         torch.ones(6, 6),
         TopK.parse("rank"),
+        (TOP_K_SUM, TOTAL, ENERGY),
         content_rank=None,
         style_rank=None,
     )
-    assert (contest.top_k, contest.content_score, contest.style_score) == (6, 6.0, 6.0)
-    assert (contest.content_total, contest.style_total) == (6.0, 36.0)
+    assert contest.top_k == 6
+    assert contest.measured == {TOP_K_SUM: (6.0, 6.0), TOTAL: (6.0, 36.0), ENERGY: (6.0, 36.0)}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -99,6 +100,7 @@ def test_a_delta_that_is_not_finite_is_named(side: str, bad: float) -> None:
             deltas["fox"],
             deltas["ink"],
             TopK.parse("4"),
+            (TOP_K_SUM,),
             content_rank=1,
             style_rank=1,
             content_file="fox",

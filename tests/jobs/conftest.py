@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from klora.weights import fusion
+from klora.planning import forget_scores
 from tests.jobs import fakes
 from tests.webui.conftest import FakeHost, host  # noqa: F401 - a fixture
 
 
 @pytest.fixture(autouse=True)
 def _no_scores_kept() -> Iterator[None]:
-    fusion._kept_scores.clear()
+    forget_scores()
     yield
-    fusion._kept_scores.clear()
+    forget_scores()
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from klora.errors import LoraFileError
 from klora.hosts.a1111.seam import A1111Seam
+from klora.planning import Cast
+from klora.schedule import LayerShares, Moment
 from klora.settings import Settings
-from klora.weights import Winner, prepare
+from klora.weights import prepare
 from tests.jobs.fakes import (
     ATTENTION,
     CANONICAL,
@@ -28,7 +30,7 @@ from tests.jobs.fakes import (
     make_network,
 )
 
-C, S, BOTH, NONE = Winner.CONTENT, Winner.STYLE, Winner.BOTH, Winner.NONE
+C, S, BOTH, NONE = (LayerShares(shares) for shares in ((1, 0), (0, 1), (1, 1), (0, 0)))
 CHECKPOINT = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"))
 
 
@@ -62,10 +64,10 @@ def scene(request: pytest.FixtureRequest) -> Scene:
 
 
 def test_layers_are_named_and_in_forward_order(scene: Scene) -> None:
-    layers = scene.seam().shared_layers()
+    layers = scene.seam().layers()
     assert [one.name for one in layers] == list(CANONICAL.values())
-    assert [one.attention for one in layers] == [name != FEED_FORWARD for name in CANONICAL]
-    assert {(one.content_rank, one.style_rank) for one in layers} == {(2, 2)}
+    assert [one.is_attention for one in layers] == [name != FEED_FORWARD for name in CANONICAL]
+    assert all(one.ranks == {0: 2, 1: 2} and one.is_shared for one in layers)
 
 
 def test_attention_is_found_in_sd3_too(scene: Scene) -> None:
@@ -74,7 +76,7 @@ def test_attention_is_found_in_sd3_too(scene: Scene) -> None:
         lora.modules = {
             block + leaf: lora.modules[ATTENTION[0]] for leaf in ("attn_qkv", "attn_proj", "mlp_fc1")
         }
-    assert [one.attention for one in scene.seam().shared_layers()] == [True, True, False]
+    assert [one.is_attention for one in scene.seam().layers()] == [True, True, False]
 
 
 def test_layers_that_are_no_contest_stay_with_the_host(scene: Scene) -> None:
@@ -82,7 +84,8 @@ def test_layers_that_are_no_contest_stay_with_the_host(scene: Scene) -> None:
     norm = NetworkModuleNorm(scene.ink, scene.model.named[ATTENTION[1]], torch.ones(SIZE, SIZE), None)
     scene.ink.modules[ATTENTION[1]] = norm
     scene.fox.modules[ATTENTION[2]].sd_module = torch.nn.LayerNorm(SIZE)
-    names = [one.name for one in scene.seam().shared_layers()]
+    names = [one.name for one in scene.seam().layers() if one.is_shared]
+    assert {one.name for one in scene.seam().layers()} == set(CANONICAL.values())
     assert names == [CANONICAL[FEED_FORWARD], CANONICAL[ATTENTION[3]]]
 
 
@@ -102,9 +105,8 @@ def test_dyn_dim_limits_the_rank(scene: Scene) -> None:
     scene.fox.dyn_dim = 1
     scene.ink.dyn_dim = 64
     scene.ink.modules[ATTENTION[0]].dim = None
-    first, second = scene.seam().shared_layers()[:2]
-    assert (first.content_rank, first.style_rank) == (1, None)
-    assert (second.content_rank, second.style_rank) == (1, 2)
+    first, second = scene.seam().layers()[:2]
+    assert (first.ranks, second.ranks) == ({0: 1, 1: None}, {0: 1, 1: 2})
 
 
 def test_a_delta_that_does_not_fit_is_named(scene: Scene) -> None:
@@ -147,11 +149,11 @@ def test_winners_change_and_only_changed_layers_are_merged_again(scene: Scene) -
 
 @pytest.mark.parametrize("schedule", ["S", "S*"])
 def test_merges_per_layer_and_pass(scene: Scene, schedule: str) -> None:
-    made = prepare(scene.seam(), Settings(schedule=schedule, gamma="off"))
+    made = prepare(scene.seam(), Cast.of_pair("fox", "ink"), Settings(schedule=schedule, gamma="off"))
     scene.networks.merges.clear()
     with made.sampling():
         for step in range(40):
-            made.at_step(step, 40)
+            made.at(Moment(step, 40))
             scene.model.run()
     assert max(scene.networks.merges.values(), default=0) <= (2 if schedule == "S" else 3)
     assert made.plan().flips > 0
@@ -281,10 +283,10 @@ def test_a_network_that_another_extension_renamed_and_scaled_has_a_key_of_its_ow
     with torch.no_grad():
         up.weight *= 0.5
     assert len({plain, scaled, scene.seam().score_key()}) == 3
-    assert scene.seam().content_name == "fox"
+    assert scene.seam().names[0] == "fox"
 
 
 def test_a_text_only_or_foreign_layer_is_no_contest(scene: Scene) -> None:
     for network in (scene.fox, scene.ink):
         network.modules = {TEXT: network.modules[TEXT]}
-    assert scene.seam().shared_layers() == []
+    assert scene.seam().layers() == []

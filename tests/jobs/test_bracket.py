@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from klora.errors import PairError
-from klora.hosts.webui.bracket import bracket, refuse
+from klora.hosts.webui.bracket import Pass, bracket, refuse
+from klora.planning import Cast
+from klora.schedule import LayerShares, Moment, evenly_spaced
 from klora.settings import Settings
-from klora.weights import Fusion, Winner, prepare
+from klora.weights import Fusion, prepare
 from tests.engine.fake_seam import FakeSeam
 from tests.jobs.fakes import FakeDenoiser, FakeModel, FakeSampler
 
@@ -28,13 +31,13 @@ class Host:
 class Scene:
     def __init__(self, sampler: Any = None, **settings: Any) -> None:
         self.seam = FakeSeam(SCORES)
-        self.fusion = prepare(self.seam, Settings(gamma="off", **settings))
+        self.fusion = prepare(self.seam, Cast.of_pair("fox", "ink"), Settings(gamma="off", **settings))
         self.sampler: Any = sampler or FakeSampler(FakeModel(Host()))
         self.finished: list[Fusion] = []
         self.levels: list[float] = []
 
     def bracket(self) -> None:
-        bracket(self.sampler, self.fusion, self.noise_progress, self._finish)
+        bracket(self.sampler, self.fusion, Pass(self.noise_progress, nullcontext, self._finish))
 
     def noise_progress(self, level: float) -> float:
         self.levels.append(level)
@@ -57,7 +60,7 @@ def test_a_pass_is_run_by_the_plan_and_nothing_is_left() -> None:
     assert scene.sampler.sample() == "latents"
     assert scene.sampler.launched == 1
     assert scene.finished == [scene.fusion]
-    assert scene.fusion.plan().choices() == scene.fusion.rule.plan(5).choices()
+    assert scene.fusion.plan().choices() == scene.fusion.planner.plan(evenly_spaced(5)).choices()
     assert scene.fusion.changed == 6
     assert scene.levels == []
     scene.check_clean()
@@ -65,11 +68,11 @@ def test_a_pass_is_run_by_the_plan_and_nothing_is_left() -> None:
 
 def test_the_clock_stands_before_the_model_is_called() -> None:
     scene = Scene()
-    seen: list[dict[str, Winner]] = []
+    seen: list[dict[str, LayerShares]] = []
     scene.sampler.model_wrap_cfg.before_call = lambda _call: seen.append(dict(scene.seam.now))
     scene.bracket()
     scene.sampler.sample()
-    assert [one["b.attn1"] for one in seen] == [Winner.CONTENT] + [Winner.STYLE] * 4
+    assert [one["b.attn1"] for one in seen] == [LayerShares((1, 0))] + [LayerShares((0, 1))] * 4
 
 
 def test_img2img_is_counted_over_its_own_steps() -> None:
@@ -77,7 +80,7 @@ def test_img2img_is_counted_over_its_own_steps() -> None:
     scene.sampler.starts_at = 2
     scene.bracket()
     scene.sampler.sample()
-    assert scene.fusion.plan().choices() == scene.fusion.rule.plan(3).choices()
+    assert scene.fusion.plan().choices() == scene.fusion.planner.plan(evenly_spaced(3)).choices()
 
 
 def test_the_clock_noise_asks_for_the_progress_of_each_level() -> None:
@@ -85,9 +88,9 @@ def test_the_clock_noise_asks_for_the_progress_of_each_level() -> None:
     scene.sampler.starts_at = 2
     scene.bracket()
     scene.sampler.sample()
-    assert scene.levels == pytest.approx([3.0, 1.0, 0.1])
-    expected = [scene.fusion.rule.content_wins(1 - level / 14.6) for level in (3.0, 1.0, 0.1)]
-    assert scene.fusion.plan().content_wins.tolist() == [one.tolist() for one in expected]
+    assert sorted(set(scene.levels)) == pytest.approx([0.1, 1.0, 3.0])
+    moments = [Moment(at, 3, 1 - level / 14.6) for at, level in enumerate((3.0, 1.0, 0.1))]
+    assert scene.fusion.plan().choices() == scene.fusion.planner.plan(moments).choices()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -199,7 +202,7 @@ def test_a_timestep_sampler_ends_at_its_last_call() -> None:
     scene = Scene(TimestepSampler(FakeModel(Host())))
     scene.bracket()
     scene.sampler.sample()
-    assert scene.fusion.plan().choices() == scene.fusion.rule.plan(3).choices()
+    assert scene.fusion.plan().choices() == scene.fusion.planner.plan(evenly_spaced(3)).choices()
     scene.check_clean()
 
 
@@ -212,7 +215,7 @@ def test_a_second_order_sampler_without_levels_goes_by_its_calls() -> None:
     )
     scene.bracket()
     scene.sampler.sample()
-    assert scene.fusion.plan().choices() == scene.fusion.rule.plan(5).choices()
+    assert scene.fusion.plan().choices() == scene.fusion.planner.plan(evenly_spaced(5)).choices()
 
 
 def test_refuse_makes_the_pass_fail_with_what_the_api_reads() -> None:

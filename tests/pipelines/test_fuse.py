@@ -209,8 +209,8 @@ def test_the_noise_clock_starts_at_pure_noise_and_ends_clean(case: Any) -> None:
     pipe, inputs, content, style = case
     seen = []
     with klora.fuse(pipe, content, style, {"clock": "noise"}) as fusion:
-        at_progress = fusion.at_progress
-        fusion.at_progress = lambda step, progress: (seen.append(progress), at_progress(step, progress))[1]
+        at = fusion.at
+        fusion.at = lambda moment: (seen.append(moment.noise_progress), at(moment))[1]
         _picture(pipe, inputs)
     assert len(seen) == STEPS
     assert seen == sorted(seen)
