@@ -6,6 +6,7 @@ from klora.rules.coin import Coin
 from klora.rules.est import Est
 from klora.rules.k_lora import KLora
 from klora.rules.rule import Rule
+from klora.rules.shuffled import SameShare, ShuffledLayers
 from klora.rules.smooth import Smooth
 from klora.rules.time_only import TimeOnly
 from klora.rules.turns import Turns
@@ -19,6 +20,8 @@ RULES: tuple[Rule, ...] = (
     Turns(),
     Coin(),
     TimeOnly(),
+    ShuffledLayers(),
+    SameShare(),
 )
 
 

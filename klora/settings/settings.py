@@ -142,7 +142,8 @@ _OWN: tuple[Setting, ...] = (
 
 @cache
 def _declarations() -> tuple[Setting, ...]:
-    of_rules = (setting for rule in RULES for setting in rule.settings)
+    in_order = sorted(RULES, key=lambda rule: rule.is_for_lab_only)
+    of_rules = (setting for rule in in_order for setting in rule.settings)
     declared = {setting.name: setting for setting in (*_OWN, *of_rules)}
     order = dict.fromkeys((*_FIRST_ARGUMENTS, *declared))
     return tuple(declared[name] for name in order)
@@ -202,6 +203,12 @@ class Settings:
     def declarations() -> tuple[Setting, ...]:
         """All settings in their order, which is also the order of positional API arguments."""
         return _declarations()
+
+    @staticmethod
+    def offered() -> tuple[Setting, ...]:
+        """The settings that a user meets: all but those of rules for the lab, which come last."""
+        offered = {one for rule in RULES if not rule.is_for_lab_only for one in (*rule.settings, *_OWN)}
+        return tuple(setting for setting in _declarations() if setting in offered)
 
     @classmethod
     def declaration(cls, name: str) -> Setting:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import sys
-from dataclasses import asdict
 from html.parser import HTMLParser
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
 from .conftest import FakeEntry, FakeHost
 
-NAMES = [one.name for one in Settings.declarations()]
+NAMES = [one.name for one in Settings.offered()]
 
 
 def build(is_img2img: bool = False) -> Accordion:
@@ -31,7 +30,7 @@ def by_name(built: Accordion) -> dict[str, Any]:
 
 def test_one_component_for_each_setting_in_their_order_with_their_defaults(host: FakeHost) -> None:
     built = build()
-    assert [one.label for one in built.components] == [one.label for one in Settings.declarations()]
+    assert [one.label for one in built.components] == [one.label for one in Settings.offered()]
     assert Settings.from_arguments([one.value for one in built.components]) == Settings()
 
 
@@ -46,9 +45,10 @@ def test_kinds_of_controls(host: FakeHost) -> None:
     controls = by_name(build())
     kinds = {name: one.kind for name, one in controls.items()}
     assert kinds["content"] == kinds["style"] == kinds["mode"] == kinds["other_layers"] == "Dropdown"
+    assert kinds["rule"] == "Dropdown"
     assert kinds["schedule"] == kinds["gamma"] == kinds["incomplete"] == "Radio"
-    assert kinds["beta"] == kinds["top_k"] == "Textbox"
-    assert kinds["show_plan"] == "Checkbox"
+    assert kinds["beta"] == kinds["top_k"] == kinds["guidance"] == "Textbox"
+    assert kinds["show_plan"] == kinds["windows"] == "Checkbox"
     alpha = controls["alpha"].arguments
     assert (alpha["minimum"], alpha["maximum"], alpha["step"]) == (0, 4, 0.05)
     assert all(one.arguments["info"] for name, one in controls.items() if name != "enabled")
@@ -66,7 +66,7 @@ def test_rarely_used_controls_are_folded_away(host: FakeHost) -> None:
     (fold,) = host.gradio.of_kind("Accordion")
     assert fold.arguments["open"] is False
     assert {name for name, one in controls.items() if fold in one.parents} == {
-        one.name for one in Settings.declarations() if one.advanced
+        one.name for one in Settings.offered() if one.advanced
     }
 
 
@@ -119,7 +119,10 @@ def paste(built: Accordion, parameters: dict[str, str]) -> dict[str, Any]:
 
 def test_a_paste_restores_every_control(host: FakeHost) -> None:
     parameters = {"K-LoRA": "fox (1) + ink (2)", "K-LoRA schedule": "S*", "K-LoRA content": "fox"}
-    assert paste(build(), parameters) == asdict(Settings(enabled=True, schedule="S*", content="fox"))
+    assert paste(build(), parameters) == {
+        one.name: Settings(enabled=True, schedule="S*", content="fox").values[one.name]
+        for one in Settings.offered()
+    }
 
 
 def test_a_paste_without_k_lora_only_unticks(host: FakeHost) -> None:

@@ -23,7 +23,7 @@ def test_one_axis_for_each_setting_and_only_once(host: FakeHost) -> None:
     assert axes.register()
     assert axes.register()
     ours = [one.label for one in host.grid.axis_options if one.label.startswith("[K-LoRA] ")]
-    assert len(ours) == len(Settings.declarations()) == len(set(ours))
+    assert len(ours) == len(Settings.offered()) == len(set(ours))
     assert {"[K-LoRA] Enabled", "[K-LoRA] Mode", "[K-LoRA] Schedule"} <= set(ours)
 
 
@@ -32,7 +32,7 @@ def test_after_reload_ui_the_new_plot_script_gets_them_too(host: FakeHost) -> No
     reloaded = fake_grid_data()
     host.scripts.scripts_data[:] = [reloaded]
     assert axes.register()
-    assert len(reloaded.module.axis_options) == 1 + len(Settings.declarations())
+    assert len(reloaded.module.axis_options) == 1 + len(Settings.offered())
 
 
 def test_a_host_without_the_plot_is_no_error(host: FakeHost) -> None:
@@ -89,7 +89,7 @@ def test_an_unknown_lora_is_refused_before_the_grid_starts(host: FakeHost) -> No
 
 def test_choices_are_what_the_axis_accepts(host: FakeHost) -> None:
     axes.register()
-    for setting in Settings.declarations():
+    for setting in Settings.offered():
         option = axis(host, "Enabled" if setting.name == "enabled" else setting.label)
         if option.choices is not None:
             option.confirm(None, [option.type(one) for one in option.choices()])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klora.hosts.webui import infotext
 from klora.hosts.webui.infotext import FusedLora, FusedPair
+from klora.rules import RULES
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
+from tests.engine.test_settings import values_of
 
 from .conftest import host_reads, host_writes
 
@@ -36,6 +36,10 @@ def test_what_a_reader_sees() -> None:
         "K-LoRA gamma": "paper",
         "K-LoRA clock": "step",
         "K-LoRA other layers": "both",
+        "K-LoRA rule": "K-LoRA",
+        "K-LoRA balance": "0",
+        "K-LoRA guidance": "both",
+        "K-LoRA keep": "0",
     }
 
 
@@ -64,7 +68,25 @@ def test_a_text_without_k_lora_unticks_the_box_and_leaves_the_rest() -> None:
 
 def test_controls_that_the_text_does_not_name_go_to_their_defaults() -> None:
     values = restored({"K-LoRA": "fox + ink", "K-LoRA alpha": "2"})
-    assert values == {**asdict(Settings(enabled=True)), "alpha": 2.0}
+    assert values == {**Settings(enabled=True).values, "alpha": 2.0}
+
+
+def test_a_picture_of_0_1_0_comes_back_as_k_lora_as_published() -> None:
+    text = (
+        "Steps: 20, K-LoRA: fox (1a) + ink (2b), K-LoRA schedule: S*, K-LoRA alpha: 1.5, "
+        "K-LoRA beta: auto (1.3), K-LoRA top k: rank, K-LoRA gamma: paper, K-LoRA clock: step, "
+        "K-LoRA other layers: fuse, Version: v1.10.1"
+    )
+    values = restored(host_reads(text))
+    told = {"rule": "K-LoRA", "balance": 0.0, "guidance": "both", "keep": 0.0}
+    assert {name: values[name] for name in told} == told
+    assert (values["schedule"], values["beta"], values["other_layers"]) == ("S*", "auto", "fuse")
+
+
+def test_a_setting_of_another_rule_is_not_written() -> None:
+    written = infotext.written(Settings(rule="weights", style_from=0.5, tau=2), PAIR)
+    assert written["K-LoRA style from"] == "0.5"
+    assert not {"K-LoRA tau", "K-LoRA schedule", "K-LoRA keep"} & set(written)
 
 
 def test_a_value_of_another_version_gives_way_to_the_default() -> None:
@@ -72,19 +94,19 @@ def test_a_value_of_another_version_gives_way_to_the_default() -> None:
 
 
 def test_all_keys_covers_whatever_may_be_written() -> None:
-    changed = Settings(
-        content="fox",
-        style="ink",
-        content_weight=0.5,
-        style_weight=2,
-        incomplete="add normally",
-        mode="added",
-    ).replace(show_plan=True)
-    assert set(infotext.written(changed, PAIR, "why")) == set(infotext.all_keys())
-
-
-def number(lowest: float, highest: float) -> st.SearchStrategy[float]:
-    return st.floats(lowest, highest, allow_nan=False).map(lambda value: value + 0.0)
+    changed = {
+        "content": "fox",
+        "style": "ink",
+        "content_weight": 0.5,
+        "style_weight": 2,
+        "incomplete": "add normally",
+        "mode": "added",
+        "show_plan": True,
+        "windows": False,
+    }
+    by_rule = [Settings(rule=rule.name, **changed) for rule in RULES]
+    written = [set(infotext.written(settings, PAIR, "why", "note")) for settings in by_rule]
+    assert set().union(*written) == set(infotext.all_keys())
 
 
 lora_names = st.one_of(
@@ -92,34 +114,31 @@ lora_names = st.one_of(
     st.text("ab,:\"\\'+ ()x<>狐\n0123", min_size=1, max_size=12),
 ).filter(lambda name: name.strip() == name and name != "" and not name.isspace())
 picks = st.one_of(st.sampled_from([FIRST_IN_PROMPT, SECOND_IN_PROMPT]), lora_names)
-any_settings = st.builds(
-    lambda **values: Settings(**values),
-    enabled=st.just(True),
-    content=picks,
-    style=picks,
-    content_weight=number(-10, 10),
-    style_weight=number(-10, 10),
-    schedule=st.sampled_from(["S", "S*"]),
-    alpha=number(1e-3, 1e9),
-    beta=st.one_of(st.just("auto"), number(0, 1e9).map(str)),
-    top_k=st.one_of(
-        st.just("rank"), st.integers(1, 10**6).map(str), number(0.001, 100).map(lambda share: f"{share}%")
-    ),
-    gamma=st.sampled_from(["paper", "published", "off"]),
-    clock=st.sampled_from(["step", "noise", "published"]),
-    other_layers=st.sampled_from(["fuse", "both", "content", "style", "none"]),
-    incomplete=st.sampled_from(["stop", "add normally"]),
-    mode=st.sampled_from(["K-LoRA", "added", "content only", "style only", "off"]),
-    show_plan=st.booleans(),
-)
 
 
-@given(any_settings)
+@st.composite
+def any_settings(draw: st.DrawFn) -> Settings:
+    """Settings of which those of the other rules are at their defaults: the infotext does not tell them."""
+    rule = draw(st.sampled_from(RULES))
+    values: dict[str, object] = {"enabled": True, "rule": rule.name}
+    for setting in Settings.declarations():
+        if setting.kind == "lora":
+            values[setting.name] = draw(picks)
+        elif (setting.name not in values and Settings(rule=rule.name).shapes(setting)) or (
+            setting.name not in values and setting.scope != "rule"
+        ):
+            values[setting.name] = draw(values_of(setting))
+    if values.get("schedule") == "S*":
+        values["alpha"] = max(float(str(values["alpha"])), 1e-3)
+    return Settings(**values)
+
+
+@given(any_settings())
 @example(Settings(enabled=True, content='"fox"', style="12x34"))
 @example(Settings(enabled=True, content='a "b', style='c" d'))
 @example(Settings(enabled=True, content='a, "b": c\\', style="K-LoRA style"))
 def test_every_control_comes_back(settings: Settings) -> None:
-    assert restored(pasted(settings)) == asdict(settings)
+    assert restored(pasted(settings)) == settings.values
 
 
 @given(lora_names, lora_names)

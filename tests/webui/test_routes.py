@@ -46,7 +46,7 @@ def test_version_and_schema(host: FakeHost) -> None:
     app = opened(host)
     assert app.routes["GET", "/klora/v1/version"][0]() == {"version": __version__}
     schema = app.routes["GET", "/klora/v1/schema"][0]()
-    assert [one["name"] for one in schema["settings"]] == [one.name for one in Settings.declarations()]
+    assert [one["name"] for one in schema["settings"]] == [one.name for one in Settings.offered()]
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
 
 

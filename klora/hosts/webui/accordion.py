@@ -46,23 +46,23 @@ def build(is_img2img: bool, elem_id: ElementId) -> Accordion:
     """Create the accordion inside the host's current block."""
     from modules.ui_components import InputAccordion
 
-    enabled, *others = Settings.declarations()
+    enabled, *others = Settings.offered()
     tab = "img2img" if is_img2img else "txt2img"
     with InputAccordion(bool(enabled.default), label=enabled.label, elem_id=elem_id("accordion")) as box:
         components = {enabled.name: box}
         _intro(enabled, tab, elem_id)
         notes = _usual(others, components, elem_id)
         answers = _advanced(others, components, elem_id)
-    ordered = [components[one.name] for one in Settings.declarations()]
+    ordered = [components[one.name] for one in Settings.offered()]
     _wire(tab, ordered, notes, answers, elem_id)
     return Accordion(
         components=ordered,
         infotext_fields=[
             (components[one.name], target)
-            for one in Settings.declarations()
+            for one in Settings.offered()
             for target in (_restoring(one), _tab_key(one))
         ],
-        paste_field_names=[_tab_key(one) for one in Settings.declarations()],
+        paste_field_names=[_tab_key(one) for one in Settings.offered()],
     )
 
 

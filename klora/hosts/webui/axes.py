@@ -28,7 +28,7 @@ def register() -> bool:
     if grid is None:
         return False
     present = {option.label for option in grid.axis_options}
-    for setting in Settings.declarations():
+    for setting in Settings.offered():
         if _label(setting) not in present:
             grid.axis_options.append(_option(grid, setting))
     return True

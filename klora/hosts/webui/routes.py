@@ -42,7 +42,7 @@ def answer_version() -> dict[str, str]:
 
 def answer_schema() -> dict[str, Any]:
     """Every setting, in the order of positional arguments."""
-    return {"settings": [one.schema() for one in Settings.declarations()]}
+    return {"settings": [one.schema() for one in Settings.offered()]}
 
 
 def answer_plan(request: Mapping[str, object]) -> dict[str, Any]:
