@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -77,7 +77,7 @@ def choose_pair(content: str | None, style: str | None, weights: Path = WEIGHTS)
 def compared(settings: Settings) -> list[Method]:
     """What the demo shows: each LoRA alone, both added, and K-LoRA with both schedules."""
     fused = [
-        Method(f"K-LoRA {schedule}", settings=asdict(settings.replace(schedule=schedule)))
+        Method(f"K-LoRA {schedule}", settings=dict(settings.replace(schedule=schedule).values))
         for schedule in SCHEDULES
     ]
     return [method("content only"), method("style only"), method("added 1+1"), *fused]
@@ -101,7 +101,7 @@ def run(
     said, shown, plan = prompt or pair.prompt, [], None
     with tqdm(total=len(compared(settings)) * len(seeds), desc="pictures", unit="picture") as bar:
         for one in compared(settings):
-            with applied(maker.pipe, pair, one, steps) as fusion:
+            with applied(maker.pipe, pair, one) as fusion:
                 pictures = samples.generate(maker.pipe, [said] * len(seeds), seeds, steps)
                 if one.settings and one.settings["schedule"] == settings.schedule:
                     plan = fusion.plan()

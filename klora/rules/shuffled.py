@@ -1,4 +1,6 @@
-"""Shuffled layers and same share: ablations that keep how much K-LoRA gives to each LoRA, and nothing else."""
+"""Shuffled layers and same share: ablations that keep how much K-LoRA gives to each LoRA, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from klora.schedule import Moment
 
 
 class ShuffledLayers(KLora):
-    """K-LoRA's shares, dealt to the layers by lot: as many winners at each step, as few changes, no scores."""
+    """K-LoRA's shares, dealt to the layers by lot: as many winners at each step, as few changes, no
+    scores.
+    """
 
     name = "shuffled layers"
     help = "K-LoRA's shares dealt to the layers by lot: an ablation, to compare with."

@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from klora.errors import KloraError
 from klora.lab import icons, pairs, truth, world
 from klora.lab.__main__ import main
-from klora.lab.benchmark import choices, methods, running, validation
+from klora.lab.benchmark import methods, running, validation
 from klora.lab.benchmark import weights as search
 from klora.lab.benchmark.making import Made, Maker, Sampling, Store, applied, attention_only
 from klora.lab.benchmark.results import FIGURES, Results, evaluate
 from klora.lab.benchmark.scoring import MEASURES, Scored, score_all
+from klora.schedule import evenly_spaced
 from tests.lab.conftest import SUBJECTS
 
 STEPS = 3
@@ -63,24 +63,18 @@ def test_a_picture_depends_on_its_own_seed_alone(maker: Maker, pair: pairs.Pair)
 
 @pytest.mark.parametrize("name", ["random", "random layers", "time only, half", "time only, same share"])
 def test_what_ran_is_what_the_ablation_chose(maker: Maker, pair: pairs.Pair, name: str) -> None:
-    one = methods.method(name)
-    with applied(maker.pipe, pair, replace(one, choice="rule"), STEPS) as fusion:
-        rule = fusion.rule
-    with applied(maker.pipe, pair, one, STEPS) as fusion:
-        chosen = fusion.rule.table
+    with applied(maker.pipe, pair, methods.method(name)) as fusion:
         maker.pipe(pair.prompt, num_inference_steps=STEPS)
-    assert np.array_equal(fusion.plan().content_wins, chosen)
-    expected = choices.CHOICES[one.choice](rule.plan(STEPS).content_wins, np.random.default_rng(0))
-    assert chosen.shape == expected.shape
-    if one.choice in ("half time", "same share"):
-        assert np.array_equal(chosen, expected)
+    planned = fusion.planner.plan(evenly_spaced(STEPS))
+    assert fusion.plan().shares.tolist() == planned.shares.tolist()
 
 
-def test_a_table_for_another_number_of_steps_is_refused(maker: Maker, pair: pairs.Pair) -> None:
-    with applied(maker.pipe, pair, methods.method("random"), STEPS) as fusion:
-        with pytest.raises(ValueError, match="asked for step"):
-            maker.pipe(pair.prompt, num_inference_steps=STEPS + 1)
-        assert fusion.rule.table.shape[0] == STEPS
+def test_a_pair_tosses_the_same_coin_each_time(maker: Maker, pair: pairs.Pair) -> None:
+    seeds = []
+    for one in (pair, pair):
+        with applied(maker.pipe, one, methods.method("random")) as fusion:
+            seeds.append(fusion.planner.settings.coin_seed)
+    assert seeds[0] == seeds[1] > 0
 
 
 def test_other_layers_count_where_both_change_them(weights: Path, pair: pairs.Pair) -> None:

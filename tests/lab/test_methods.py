@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from klora.errors import KloraError, SettingsError
-from klora.lab.benchmark import choices, methods
+from klora.lab.benchmark import methods
+from klora.rules import RULES
 from klora.settings import Settings
-
-PLANNED = np.array([[True, True, True, False], [True, True, False, False], [False, True, False, False]] * 4)
 
 
 def test_every_setting_of_a_method_is_valid() -> None:
     for one in methods.TABLE.values():
         if one.settings is not None:
             Settings.from_mapping(one.settings)
-        assert one.choice in ("rule", *choices.CHOICES)
+            assert set(methods.PAPER) <= set(one.settings) or not one.settings
 
 
 def test_the_issues_methods_are_there() -> None:
     described = [one.recipe(attention_only=False) for one in methods.TABLE.values() if not one.is_truth]
-    said = [json.loads(one)[1] for one in described if '"merged"' not in one]
+    said = [json.loads(one)[0] for one in described if '"merged"' not in one]
     for name, values in {
         "schedule": {"S", "S*"},
         "top_k": {"rank", "64", "1%"},
@@ -32,8 +30,9 @@ def test_the_issues_methods_are_there() -> None:
         "clock": {"step", "noise", "published"},
         "other_layers": {"fuse", "both", "content", "style", "none"},
     }.items():
-        assert values <= {one[name] for one in said}
-    assert {one.choice for one in methods.TABLE.values()} == {"rule", *choices.CHOICES}
+        assert values <= {one.get(name) for one in said}
+    ablations = {"coin", "time only", "shuffled layers", "same share"}
+    assert {one["rule"] for one in said} == {"K-LoRA", *ablations}
 
 
 def test_only_other_layers_that_are_shared_tell_methods_apart() -> None:
@@ -81,28 +80,9 @@ def test_the_best_weights_are_read_or_asked_for(tmp_path: Path, monkeypatch: pyt
     assert methods.method(methods.BEST).weights == (0.8, 1.1)
 
 
-def _table(choice: str, seed: int = 0) -> np.ndarray:
-    return choices.CHOICES[choice](PLANNED, np.random.default_rng(seed))
-
-
-def test_a_coin_is_fair_and_seeded() -> None:
-    planned = np.zeros((200, 200), bool)
-    thrown = choices.coin(planned, np.random.default_rng(3))
-    assert abs(thrown.mean() - 0.5) < 0.01
-    assert np.array_equal(thrown, choices.coin(planned, np.random.default_rng(3)))
-    assert not np.array_equal(thrown, choices.coin(planned, np.random.default_rng(4)))
-
-
-def test_shuffled_layers_keep_every_steps_share() -> None:
-    tables = [_table("shuffled layers", seed) for seed in range(10)]
-    assert all(np.array_equal(one.sum(axis=1), PLANNED.sum(axis=1)) for one in tables)
-    assert any(not np.array_equal(one, PLANNED) for one in tables)
-
-
-def test_time_alone_decides_for_all_layers_at_once() -> None:
-    half, same = _table("half time"), _table("same share")
-    for table in (half, same):
-        assert np.array_equal(table, np.repeat(table[:, :1], table.shape[1], axis=1))
-        assert (np.diff(table[:, 0].astype(int)) <= 0).all()
-    assert half[:, 0].sum() == len(PLANNED) / 2
-    assert abs(same.mean() - PLANNED.mean()) <= 0.5 / len(PLANNED)
+def test_a_rule_with_settings_is_a_method() -> None:
+    for rule in RULES:
+        named = methods.method(f"{rule.name} balance=0.25")
+        assert named.settings is not None
+        assert Settings.from_mapping(named.settings).chosen_rule is rule
+        assert named.tosses == (rule.name in ("coin", "shuffled layers"))

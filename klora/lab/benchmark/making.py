@@ -23,7 +23,6 @@ import klora
 from klora.files import is_attention, read_lora
 from klora.files.pairing import pair_layers
 from klora.lab import checkpoint, loras, samples, truth
-from klora.lab.benchmark.choices import replaced
 from klora.lab.benchmark.methods import Method
 from klora.lab.judges import through
 from klora.lab.model import Model
@@ -67,7 +66,7 @@ def attention_only(pair: Pair) -> bool:
 
 
 @contextmanager
-def applied(pipe: Any, pair: Pair, method: Method, steps: int) -> Iterator[Any]:
+def applied(pipe: Any, pair: Pair, method: Method) -> Iterator[Any]:
     """The pipeline with the pair in it as the method says; yields the fusion where there is one."""
     with ExitStack() as stack:
         if method.settings is None:
@@ -76,13 +75,10 @@ def applied(pipe: Any, pair: Pair, method: Method, steps: int) -> Iterator[Any]:
                     stack.enter_context(loras.merged(pipe.unet, file, weight))
             yield None
             return
-        fusion = stack.enter_context(
-            klora.fuse(pipe, pair.content_file, pair.style_file, dict(method.settings))
-        )
-        if method.choice != "rule":
-            seed = int(hashlib.sha256(pair.name.encode()).hexdigest()[:8], 16)
-            fusion.rule = replaced(fusion.rule, method.choice, steps, seed)
-        yield fusion
+        settings = dict(method.settings)
+        if method.tosses:
+            settings["coin_seed"] = int(hashlib.sha256(pair.name.encode()).hexdigest()[:7], 16)
+        yield stack.enter_context(klora.fuse(pipe, pair.content_file, pair.style_file, settings))
 
 
 class Maker:
@@ -106,7 +102,7 @@ class Maker:
         steps, guidance = self.sampling.steps, self.sampling.guidance
         pipe = self.pipe  # loading is no part of the time
         begun = time.process_time()
-        with applied(pipe, pair, method, steps):
+        with applied(pipe, pair, method):
             shifted = [seed + method.seed_offset for seed in seeds]
             pictures = samples.generate(pipe, [pair.prompt] * len(seeds), shifted, steps, guidance)
         each = (time.process_time() - begun) / len(seeds)
@@ -136,7 +132,7 @@ class Store:
             self.sampling.guidance,
             *map(fingerprint, files),
         ]
-        if method.choice != "rule":
+        if method.tosses:
             told.append(pair.name)
         name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
         return self.folder / pair.name.replace(" ", "") / f"{name}.npz"

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from klora.errors import KloraError, SettingsError
+from klora.rules import RULES, Rule
+from klora.rules.coin import COIN_SEED
+from klora.rules.contest_settings import beta_value
 from klora.settings import Settings
 
 FIXED_WEIGHTS = Path(__file__).parent.parent / "data" / "fixed_weights.json"
 """The fixed weights found on the development half, and how every weight tried did there."""
 
 PAPER: dict[str, object] = {
+    "rule": "K-LoRA",
     "schedule": "S",
     "alpha": 1.5,
     "beta": "0.5",
@@ -26,6 +30,9 @@ PAPER: dict[str, object] = {
     "gamma": "paper",
     "clock": "step",
     "other_layers": "fuse",
+    "keep": 0,
+    "balance": 0,
+    "guidance": "both",
 }
 PAPER_STAR: dict[str, object] = {**PAPER, "schedule": "S*", "beta": "1.3"}
 
@@ -42,13 +49,12 @@ class Method:
     """One way to make a picture from a pair.
 
     ``weights`` (content, style) of LoRAs that are merged as they are, or ``settings`` of a fusion through
-    `klora.fuse`, where ``choice`` names what decides instead of the rule; neither: the true drawing.
+    `klora.fuse`; neither: the true drawing.
     """
 
     name: str
     weights: tuple[float, float] | None = None
     settings: Mapping[str, object] | None = None
-    choice: str = "rule"
     seed_offset: int = 0
     note: str = field(default="", compare=False)
 
@@ -56,6 +62,14 @@ class Method:
     def is_truth(self) -> bool:
         """Whether no picture is made."""
         return self.weights is None and self.settings is None
+
+    @property
+    def tosses(self) -> bool:
+        """Whether chance decides, with a seed for each pair."""
+        return (
+            self.settings is not None
+            and COIN_SEED in Settings.from_mapping(self.settings).chosen_rule.settings
+        )
 
     def recipe(self, attention_only: bool) -> str:
         """What determines the pictures, as text: methods with the same recipe share their pictures.
@@ -65,11 +79,13 @@ class Method:
         if self.settings is None:
             return json.dumps(["merged", *(self.weights or ()), self.seed_offset])
         settings = Settings.from_mapping(self.settings)
-        shown = {key: getattr(settings, key) for key in (*PAPER, "content_weight", "style_weight")}
-        shown["beta"] = settings.beta_value
-        if attention_only:
+        told = (one for one in Settings.declarations() if one.scope == "pair" or settings.shapes(one))
+        shown = {one.name: settings.values[one.name] for one in told}
+        if "beta" in shown:
+            shown["beta"] = beta_value(settings.values)
+        if attention_only and "other_layers" in shown:
             shown["other_layers"] = "fuse"
-        return json.dumps([self.choice, shown, self.seed_offset])
+        return json.dumps([shown, self.seed_offset])
 
 
 def again(name: str) -> str:
@@ -110,21 +126,17 @@ TABLE: dict[str, Method] = {
         _variant("other layers content", "", other_layers="content"),
         _variant("other layers style", "", other_layers="style"),
         _variant("other layers none", "", other_layers="none"),
-        Method("random", settings=PAPER, choice="coin", note="a coin for each layer and step"),
-        Method(
+        _variant("random", "a coin for each layer and step", rule="coin"),
+        _variant(
             "random layers",
-            settings=PAPER,
-            choice="shuffled layers",
-            note="at each step as many layers as K-LoRA S, but drawn by lot",
+            "at each step as many layers as K-LoRA S, but drawn by lot",
+            rule="shuffled layers",
         ),
-        Method(
-            "time only, half", settings=PAPER, choice="half time", note="content, from half time on style"
-        ),
-        Method(
+        _variant("time only, half", "content, from half time on style", rule="time only"),
+        _variant(
             "time only, same share",
-            settings=PAPER,
-            choice="same share",
-            note="all layers change hands when content has had its share of K-LoRA S",
+            "all layers change hands when content has had its share of K-LoRA S",
+            rule="same share",
         ),
     )
 }
@@ -133,10 +145,10 @@ _ADDED = re.compile(r"added (-?[\d.]+)\+(-?[\d.]+)")
 
 
 def method(name: str) -> Method:
-    """The method of this name; also ``added 0.7+0.9`` and ``K-LoRA alpha=2 top_k=64``.
+    """The method of this name; also ``added 0.7+0.9`` and a rule with settings: ``K-LoRA alpha=2 top_k=64``.
 
-    The second form changes the paper's settings for S (for S* if it says ``schedule=S*``). Raises
-    `KloraError` for an unknown name.
+    The second form changes the paper's settings for S (for S* if it says ``schedule=S*``), for other rules
+    their defaults. Raises `KloraError` for an unknown name.
     """
     if name == BEST:
         content, style = best_weights()
@@ -146,26 +158,28 @@ def method(name: str) -> Method:
     added = _ADDED.fullmatch(name)
     if added:
         return _merged(name, float(added[1]), float(added[2]), "")
-    if name.startswith("K-LoRA ") and "=" in name:
-        return Method(name, settings=_settings(name))
+    rule = next((rule for rule in RULES if name.startswith(f"{rule.name} ") and "=" in name), None)
+    if rule is not None:
+        return Method(name, settings=_settings(name, rule))
     known = ", ".join(TABLE)
     raise KloraError(
         f"there is no method {name!r}; the methods are: {known}; or write "
-        "'added 0.7+0.9', 'K-LoRA alpha=2 top_k=64'."
+        "'added 0.7+0.9', 'K-LoRA alpha=2 top_k=64', 'smooth tau=2 guidance=content'."
     )
 
 
-def _settings(name: str) -> dict[str, object]:
+def _settings(name: str, rule: Rule) -> dict[str, object]:
     """The settings that a name such as ``K-LoRA alpha=2 top_k=64`` says."""
     changes: dict[str, object] = {}
-    for part in name.removeprefix("K-LoRA ").split():
+    for part in name.removeprefix(f"{rule.name} ").split():
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingsError(f"method {name!r}: {part!r} is no setting; write NAME=VALUE.")
         changes[key] = value
     base = PAPER_STAR if changes.get("schedule") == "S*" else PAPER
-    Settings.from_mapping({**base, **changes})
-    return {**base, **changes}
+    said = {**base, "rule": rule.name, **changes}
+    Settings.from_mapping(said)
+    return said
 
 
 def best_weights(path: Path = FIXED_WEIGHTS) -> tuple[float, float]:

@@ -154,7 +154,6 @@ def as_json(run: Run, results: Results) -> dict[str, Any]:
                 "name": one.method.name,
                 "weights": one.method.weights,
                 "settings": one.method.settings,
-                "choice": one.method.choice,
                 "figures": plain(one.figures),
                 "differences": plain(one.differences),
             }
