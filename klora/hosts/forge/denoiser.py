@@ -1,8 +1,8 @@
 """Forge: the loader merges patches into the weights when the denoiser is loaded for a pass, or hands a layer
 the list of its patches, which it then applies in each forward.
 
-A clone of the patcher without the contested patches withholds what would be merged. Where the weight is
-quantised, or the host applies patches in each forward, a layer gets the list less the loser's.
+A clone of the patcher without the patches of the cast withholds what would be merged. Where the weight is
+quantised, or the host applies patches in each forward, a layer gets the list by the shares.
 """
 
 from __future__ import annotations
@@ -16,26 +16,34 @@ from torch import Tensor
 
 from klora.hosts.forge import tables
 from klora.hosts.forge.online import SwappedLists, on_device
-from klora.hosts.forge_family import PairPatches, PatchedDenoiser, Region, assembled, is_packed
+from klora.hosts.forge_family import (
+    CastPatches,
+    MemberShares,
+    PatchedDenoiser,
+    Region,
+    Strengths,
+    assembled,
+    is_packed,
+)
 
-#: The name under which the host finds, for the time of a pass, how rows with different winners are made.
+#: The name under which the host finds, for the time of a pass, how rows with different shares are made.
 _BY_ROWS = "K-LoRA by rows"
 
 
 class ForgeDenoiser(PatchedDenoiser):
     """A denoiser with a table of patches by file and a loader that merges them."""
 
-    def __init__(self, unet: Any, paths: tuple[str, str]) -> None:
+    def __init__(self, unet: Any, paths: Sequence[str]) -> None:
         table = tables.whole(unet.lora_patches)
-        online, pair = tables.online(unet, table), tables.of_files(table, *paths)
+        online, cast = tables.online(unet, table), tables.of_files(table, *paths)
         owns = [tables.by_parameter(table, tables.of_files(table, path)) for path in paths]
-        files = owns[0], owns[1]
-        super().__init__(unet, PairPatches(tables.by_parameter(table, table), files))
+        strengths = Strengths(self.added)
+        super().__init__(unet, CastPatches(tables.by_parameter(table, table), owns, strengths))
         self._table = table
-        self._merged_pair = pair - online
-        # In each forward the pair's winners are applied, and whatever else the host does not merge.
-        self._listed = PairPatches(tables.by_parameter(table, online | pair), files)
-        self._on_the_fly = set(tables.by_parameter(table, online & pair))
+        self._merged_cast = cast - online
+        # In each forward the cast is applied by its shares, and whatever else the host does not merge.
+        self._listed = CastPatches(tables.by_parameter(table, online | cast), owns, strengths)
+        self._on_the_fly = set(tables.by_parameter(table, online & cast))
         self._lists = SwappedLists(unet.model)
         self._loader = unet.model.lora_loader
         self._loaded: str | None = None
@@ -66,11 +74,11 @@ class ForgeDenoiser(PatchedDenoiser):
         return found
 
     def without(self, parameters: Sequence[str]) -> Any:
-        """The host's patcher, or a new one without what the pair would be merged to."""
-        if not self._merged_pair:
+        """The host's patcher, or a new one without what the cast would be merged to."""
+        if not self._merged_cast:
             return self.unet
         clone = self.unet.clone()
-        clone.lora_patches = tables.without(self._table, self._merged_pair, parameters)
+        clone.lora_patches = tables.without(self._table, self._merged_cast, parameters)
         return clone
 
     def is_on_the_fly(self, name: str) -> bool:
@@ -78,20 +86,23 @@ class ForgeDenoiser(PatchedDenoiser):
         return name in self._on_the_fly or is_packed(self.exchanged.current(name))
 
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
-        """Give the layer the list of all patches but the losers', or one that stands for several by rows."""
+        """Give the layer the list of all patches by the shares, or one that stands for several by rows."""
         device = self.exchanged.current(name).device
-        lists = {one.losers: on_device(self._listed.without(one.losers, name), device) for one in regions}
+        lists = {one.shares: on_device(self._listed.weighted(one.shares, name), device) for one in regions}
+
+        def merged(shares: MemberShares, weight: Tensor) -> Tensor:
+            return self._merged(lists[shares], weight, name, weight.dtype)
 
         def by_rows(weight: Tensor) -> Tensor:
-            return assembled(regions, lambda losers: self._merged(lists[losers], weight, name, weight.dtype))
+            return assembled(regions, lambda shares: merged(shares, weight))
 
         is_one = len(lists) == 1
         self._lists.put(
-            name, lists[regions[0].losers] if is_one else [[1.0, (_BY_ROWS, by_rows), 1.0, None, None]]
+            name, lists[regions[0].shares] if is_one else [[1.0, (_BY_ROWS, by_rows), 1.0, None, None]]
         )
 
     def begin(self) -> None:
-        """Remember what is loaded, and tell the host how rows with different winners are made."""
+        """Remember what is loaded, and tell the host how rows with different shares are made."""
         self._loaded = self._loader.loaded_hash
         self._functions.extra_weight_calculators[_BY_ROWS] = lambda weight, _, by_rows: by_rows(weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from klora.hosts.forge.denoiser import ForgeDenoiser
@@ -32,7 +33,7 @@ class ForgeHost(FamilyHost):
         """Whether the denoiser's table has it, which may be one that K-LoRA left from the pass before."""
         return touches(whole(model.forge_objects.unet.lora_patches), path)
 
-    def denoiser(self, model: Any, paths: tuple[str, str]) -> ForgeDenoiser:
+    def denoiser(self, model: Any, paths: Sequence[str]) -> ForgeDenoiser:
         """The denoiser that is about to be loaded."""
         return ForgeDenoiser(model.forge_objects.unet, paths)
 

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klora.hosts.forge_family.cast_patches import CastPatches, MemberShares
 from klora.hosts.forge_family.compiled import refuse_compiled
-from klora.hosts.forge_family.pair_patches import PairPatches
 from klora.hosts.forge_family.parameters import ExchangedParameters
-from klora.hosts.forge_family.regions import Losers, Region, assembled
-from klora.hosts.forge_family.storage import from_four_bits, shape_of
+from klora.hosts.forge_family.regions import Region, assembled
+from klora.hosts.forge_family.storage import from_four_bits, refuse_quantised, shape_of
+from klora.hosts.forge_family.strength import Patch
 
 
 class PatchedDenoiser(ABC):
-    """The denoiser of the host's patcher ``unet``, with patches of the pair's two files among others."""
+    """The denoiser of the host's patcher ``unet``, with patches of a cast's files among others."""
 
-    def __init__(self, unet: Any, patches: PairPatches) -> None:
+    def __init__(self, unet: Any, patches: CastPatches) -> None:
         self.unet = unet
         self.patches = patches
         self.exchanged = ExchangedParameters(unet.model, unet.offload_device)
@@ -44,7 +45,7 @@ class PatchedDenoiser(ABC):
 
     @abstractmethod
     def without(self, parameters: Sequence[str]) -> Any:
-        """The patcher that the host is to load for a pass: it merges nothing of the pair there."""
+        """The patcher that the host is to load for a pass: it merges nothing of the cast there."""
 
     # --- LoRAs that the host applies in each forward ----------------------------------------------------
 
@@ -54,7 +55,7 @@ class PatchedDenoiser(ABC):
 
     @abstractmethod
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
-        """From now on let each forward apply everything but the losers of each region."""
+        """From now on let each forward apply everything by the shares of each region."""
 
     # --- The course of a pass ---------------------------------------------------------------------------
 
@@ -62,12 +63,17 @@ class PatchedDenoiser(ABC):
         """Raise `HostError` if the weights cannot be exchanged while the denoiser runs."""
         refuse_compiled(self.unet.model.diffusion_model, self.unet.object_patches.values())
 
+    def refuse_storage(self, parameters: Sequence[str]) -> None:
+        """Raise `HostError` if one of the parameters can neither be exchanged nor left in place."""
+        for name in parameters:
+            refuse_quantised(name, self.exchanged.current(name))
+
     def begin(self) -> None:  # noqa: B027 - most have nothing to do
         """A pass begins; raises `HostError` if the weights cannot be exchanged any more."""
 
     @abstractmethod
     def was_loaded(self) -> bool:
-        """Whether the host has loaded the model since this was last asked, and all winners must go in again.
+        """Whether the host has loaded the model since this was last asked, and all shares must go in again.
 
         Asked before each forward of a pass.
         """
@@ -98,15 +104,19 @@ class PatchedDenoiser(ABC):
             return self.unpacked(from_four_bits(clean)).to(device, torch.float32)
         return torch.zeros(shape_of(clean), device=device)
 
+    def added(self, patch: Patch, name: str) -> Tensor:
+        """What a patch alone makes of a parameter of zeros, in fp32."""
+        return self.merged([patch], self.base(name, is_needed=False), name)
+
     def put(self, name: str, regions: Sequence[Region]) -> None:
-        """Let the parameter do with everything but the losers of each region."""
+        """Let the parameter do with everything, the cast by the shares of each region."""
         if self.is_on_the_fly(name):
             self.put_on_the_fly(name, regions)
             return
         device = self.exchanged.current(name).device
         clean = self.clean(name).to(device)
 
-        def made(losers: Losers) -> Tensor:
-            return self.made(self.patches.without(losers, name), clean, name)
+        def made(shares: MemberShares) -> Tensor:
+            return self.made(self.patches.weighted(shares, name), clean, name)
 
         self.exchanged.put(name, assembled(regions, made).to(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from klora.errors import PairError
@@ -31,7 +32,7 @@ class FamilyHost(ABC):
         """Whether the file changes the denoiser that is about to sample."""
 
     @abstractmethod
-    def denoiser(self, model: Any, paths: tuple[str, str]) -> PatchedDenoiser | None:
+    def denoiser(self, model: Any, paths: Sequence[str]) -> PatchedDenoiser | None:
         """The model's denoiser with the patches of the files; ``None`` if the host has not read them all."""
 
     @abstractmethod
@@ -56,23 +57,23 @@ class FamilyHost(ABC):
 
     def read(self, p: Any, names: Collection[str]) -> None:
         """Let the host read those of ``names`` that it missed; raises `LoraFileError`."""
-        pair = [found for found in map(library.find, names) if found is not None]
-        read_again(p, pair, lambda path: self.is_understood(p.sd_model, path))
+        cast = [known for known in map(library.find, names) if known is not None]
+        read_again(p, cast, lambda path: self.is_understood(p.sd_model, path))
 
-    def seam(self, p: Any, content: str, style: str) -> FamilySeam:
-        """The seam for two LoRAs, by name; raises `PairError` if one is not loaded or does not fit."""
+    def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
+        """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""
         model = p.sd_model
-        paths = self._path(model, content), self._path(model, style)
+        paths = [self._path(model, name) for name in names]
         denoiser = self.denoiser(model, paths)
-        assert denoiser is not None, "both files are applied"
-        seam = FamilySeam((content, style), paths, denoiser, _checkpoint(model))
+        assert denoiser is not None, "all files are applied"
+        seam = FamilySeam(names, paths, denoiser, _checkpoint(model))
         setattr(p, _SEAM, seam)
         return seam
 
     def _path(self, model: Any, name: str) -> str:
         known = library.find(name)
         if known is None:
-            raise PairError(f"LoRA {name} was not found; press refresh in the Lora tab.")
+            raise library.not_found(name)
         check_base_model(model, known.path, name)
         if not self.is_applied(model, known.path):
             raise PairError(
@@ -82,8 +83,12 @@ class FamilyHost(ABC):
         return known.path
 
     def before_loading(self, p: Any, seam: FamilySeam, layers: Sequence[str]) -> None:
-        """The host merges when it loads the denoiser for the pass: show it one without contested patches."""
+        """The host merges when it loads the denoiser: show it one without the cast in ``layers``."""
         p.sd_model.forge_objects.unet = seam.without(layers)
+
+    def telling_rows(self, sampler: Any, seam: FamilySeam) -> AbstractContextManager[None]:
+        """Nothing: the seam hears it from the host in each forward."""
+        return nullcontext()
 
     def noise_progress(self, sampler: Any, level: float) -> float:
         """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""

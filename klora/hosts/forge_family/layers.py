@@ -1,9 +1,10 @@
-"""Which layers of a loaded denoiser two LoRAs contest, by the parameter names that the family uses."""
+"""Which layers of a loaded denoiser the LoRAs of a cast change, by the parameter names that the family
+uses."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,62 +13,136 @@ from klora.errors import LoraFileError
 from klora.files import LoraLayer, forward_position, host_layer_to_canonical, is_attention, read_lora
 from klora.files import split_layers as split
 from klora.files.canonical import Part, parts_of
-from klora.hosts.forge_family.storage import refuse_quantised, shape_of
-from klora.weights import LayerView
+from klora.hosts.forge_family.storage import shape_of
+from klora.planning import LayerView
 
 _DENOISER = "diffusion_model."
 _WEIGHT = ".weight"
 
+#: The layers of a file by canonical name, fused ones taken apart; ``None`` if only the host can read it.
+KnownLayers = Mapping[str, LoraLayer] | None
+
 
 @dataclass(frozen=True)
-class ContestedLayer:
-    """A linear or convolution that both LoRAs change, and the parameters of it that either changes.
+class ChangedLayer:
+    """A module of the denoiser, or a projection inside a fused one, that a LoRA of the cast changes.
 
-    ``rows`` are set for a projection inside a fused one, as q in Flux's ``qkv``: the row ranges of the
-    parameters that are this layer.
+    ``parameters`` are those of the module that any LoRA changes, ``weight`` is the matrix or kernel among
+    them, if there is one. ``needs_base`` tells of each LoRA that changes the layer, by its place in the
+    cast, whether what it adds may depend on the clean weight. ``rows`` are set for a projection inside a
+    fused one, as q in Flux's ``qkv``: the row ranges of the parameters that are this layer.
     """
 
     view: LayerView
-    weight: str
+    module: str
     parameters: tuple[str, ...]
-    needs_base: tuple[bool, bool]
+    weight: str | None
+    needs_base: Mapping[int, bool]
     rows: tuple[tuple[int, int], ...] | None = None
 
 
-def contested_layers(
-    model: nn.Module,
-    files: tuple[str, str],
-    touched: tuple[Collection[str], Collection[str]],
-) -> dict[str, ContestedLayer]:
-    """The contested layers of ``model`` by canonical name, in the order of a forward pass.
+@dataclass(frozen=True)
+class _Touch:
+    """What one LoRA does to a layer; ``can_be_weighed``: by a change of the matrix that has an amount."""
 
-    ``touched`` are the parameters that the host found in each of the two ``files``. A fused projection is
-    taken apart, as `klora.files.pair_layers` does. Raises `HostError` if a layer's weight is in a storage
-    that is neither exchanged nor left in place.
+    rank: int | None
+    needs_base: bool
+    can_be_weighed: bool
+
+
+_ONLY_BESIDE = _Touch(None, needs_base=False, can_be_weighed=False)
+_OF_NO_AMOUNT = _Touch(None, needs_base=True, can_be_weighed=False)
+# A file that only the host understands may hold a type that depends on the clean weight.
+_READ_BY_THE_HOST = _Touch(None, needs_base=True, can_be_weighed=True)
+
+
+def changed_layers(
+    model: nn.Module, files: Sequence[str], touched: Sequence[Collection[str]]
+) -> dict[str, ChangedLayer]:
+    """The layers of ``model`` that any of ``files`` changes, by canonical name, in forward order.
+
+    ``touched`` are the parameters that the host found in each file. A fused projection is taken apart, as
+    `klora.files.pair_layers` does. A module whose name no engine knows is called as the host calls it.
     """
     parameters = dict(model.named_parameters())
-    known = (_known_layers(files[0]), _known_layers(files[1]))
-    either = set(touched[0]) | set(touched[1])
-    found = {}
-    for weight in set(touched[0]) & set(touched[1]):
-        if not _is_of_a_layer(weight, parameters):
-            continue
-        whole = host_layer_to_canonical(weight, "unknown") or weight.removesuffix(_WEIGHT)
-        for part in _parts(whole, parameters[weight]):
-            if any(layers is not None and part.name not in layers for layers in known):
-                continue  # one file leaves this part alone, or has a type without a dW to weigh, as IA3
-            refuse_quantised(weight, parameters[weight])
-            beside = weight.removesuffix(_WEIGHT) + ".bias"
-            ranks = [None if layers is None else layers[part.name].rank for layers in known]
-            found[part.name] = ContestedLayer(
-                view=LayerView(part.name, is_attention(part.name), *ranks),
-                weight=weight,
-                parameters=(weight, beside) if beside in either else (weight,),
-                # A file that only the host understands may hold a type that depends on the base weight.
-                needs_base=(_needs_base(known[0], part.name), _needs_base(known[1], part.name)),
-                rows=part.rows or None,
-            )
+    known = known_layers(files)
+    modules: dict[str, list[str]] = {}
+    for name in sorted(set().union(*touched)):
+        if name.startswith(_DENOISER) and name in parameters:
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+    found = {
+        layer.view.name: layer
+        for module, names in modules.items()
+        for layer in _layers_of(module, names, parameters, known, touched)
+    }
     return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def known_layers(files: Sequence[str]) -> list[KnownLayers]:
+    """The layers of each file, as far as they can be read here."""
+    return [_known(path) for path in files]
+
+
+def _known(path: str) -> KnownLayers:
+    try:
+        return split(read_lora(path))
+    except LoraFileError:
+        return None  # what is unsound was refused before; what is left only the host can read
+
+
+def _layers_of(
+    module: str,
+    names: Sequence[str],
+    parameters: Mapping[str, nn.Parameter],
+    known: Sequence[KnownLayers],
+    touched: Sequence[Collection[str]],
+) -> Iterator[ChangedLayer]:
+    weight = module + _WEIGHT
+    is_matrix = weight in names and len(parameters[weight].shape) in (2, 4)
+    whole = host_layer_to_canonical(weight, "unknown") or module
+    parts = _parts(whole, parameters[weight]) if is_matrix else (Part(whole, ()),)
+    for part in parts:
+        touches = {
+            place: touch
+            for place, layers in enumerate(known)
+            if (touch := _touch(part.name, parts, layers, names, touched[place], weight)) is not None
+        }
+        if not touches:
+            continue
+        yield ChangedLayer(
+            view=LayerView(
+                part.name,
+                is_attention(part.name),
+                {place: touch.rank for place, touch in touches.items()},
+                is_matrix and all(touches[place].can_be_weighed for place in (0, 1) if place in touches),
+            ),
+            module=module,
+            parameters=tuple(names),
+            weight=weight if is_matrix else None,
+            needs_base={place: touch.needs_base for place, touch in touches.items()},
+            rows=part.rows or None,
+        )
+
+
+def _touch(
+    part: str,
+    parts: Sequence[Part],
+    layers: KnownLayers,
+    names: Sequence[str],
+    touched: Collection[str],
+    weight: str,
+) -> _Touch | None:
+    """What a file of ``layers`` that changes the parameters ``touched`` does to a part of a module."""
+    beside = _ONLY_BESIDE if any(name in touched for name in names if name != weight) else None
+    if weight not in touched:
+        return beside
+    if layers is None:
+        return _READ_BY_THE_HOST
+    layer = layers.get(part)
+    if layer is not None:
+        return _Touch(layer.rank, layer.needs_base, can_be_weighed=True)
+    # It may leave this part of a fused projection alone, or have a type without a dW to weigh, as IA3.
+    return beside if any(other.name in layers for other in parts) else _OF_NO_AMOUNT
 
 
 def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:
@@ -75,26 +150,6 @@ def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:
         return parts_of(whole, shape_of(weight)[0]) or (Part(whole, ()),)
     except ValueError:  # a model of its own with a name of Flux's: not to be taken apart
         return (Part(whole, ()),)
-
-
-def _known_layers(path: str) -> Mapping[str, LoraLayer] | None:
-    try:
-        return split(read_lora(path))
-    except LoraFileError:
-        return None  # what is unsound was refused before; what is left only the host can read
-
-
-def _needs_base(layers: Mapping[str, LoraLayer] | None, name: str) -> bool:
-    return layers is None or layers[name].needs_base
-
-
-def _is_of_a_layer(weight: str, parameters: Mapping[str, nn.Parameter]) -> bool:
-    return (
-        weight.startswith(_DENOISER)
-        and weight.endswith(_WEIGHT)
-        and weight in parameters
-        and len(parameters[weight].shape) in (2, 4)
-    )
 
 
 def _place(layer: str) -> tuple[tuple[int, ...], str]:

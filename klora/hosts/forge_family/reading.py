@@ -1,4 +1,4 @@
-"""The pair's files as they are on disk now, and in a dialect that the host reads.
+"""The files of a cast as they are on disk now, and in a dialect that the host reads.
 
 The family's Lora extension keeps files in memory by name alone, and makes nothing of some dialects (xlabs,
 bare Flux names). Nothing is written to the user's disk: the host's own loader is run again, for the second
@@ -30,17 +30,17 @@ _READERS = ("load_lora_state_dict", "load_torch_file")
 _CONDS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
 
-def read_again(p: Any, pair: Collection[KnownLora], is_understood: Callable[[str], bool]) -> None:
-    """Let the host read what it has missed of ``pair``, whose LoRAs it has just loaded for a pass of ``p``.
+def read_again(p: Any, cast: Collection[KnownLora], is_understood: Callable[[str], bool]) -> None:
+    """Let the host read what it has missed of ``cast``, whose LoRAs it has just loaded for a pass of ``p``.
 
     ``is_understood`` tells of a path whether the host has made anything of it. Raises `LoraFileError`.
     """
-    if [one for one in pair if _is_new(one.path)]:
+    if [one for one in cast if _is_new(one.path)]:
         _forget_merged(p.sd_model)
         _activate(p, {})
     converted = {
         one.path: dict(state_dict_in(read_lora(one.path, name=one.name), "kohya"))
-        for one in pair
+        for one in cast
         if not is_understood(one.path) and _is_for(p.sd_model, one)
     }
     if converted:

@@ -1,4 +1,4 @@
-"""Which rows of a parameter belong to whom: one fused parameter may hold several contested layers."""
+"""Which rows of a parameter get which shares: one fused parameter may hold several layers."""
 
 from __future__ import annotations
 
@@ -7,70 +7,77 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from klora.hosts.forge_family.layers import ContestedLayer
-from klora.weights import Winner
+from klora.hosts.forge_family.cast_patches import MemberShares
+from klora.hosts.forge_family.layers import ChangedLayer
+from klora.schedule import LayerShares
 
 Rows = tuple[tuple[int, int], ...]
-
-#: Places in the pair (0 content, 1 style) of those that are not applied.
-Losers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Region:
-    """Rows of a parameter for which the same LoRAs lose; ``rows`` is ``None`` for all that is left."""
+    """Rows of a parameter with the same shares; ``rows`` is ``None`` for all that is left."""
 
-    losers: Losers
+    shares: MemberShares
     rows: Rows | None
 
 
 class Regions:
-    """Winners of layers, turned into regions of the parameters that hold them."""
+    """Shares of layers, turned into regions of the parameters that hold them."""
 
     def __init__(
-        self, layers: Mapping[str, ContestedLayer], winners: Mapping[str, Winner] | None = None
+        self,
+        layers: Mapping[str, ChangedLayer],
+        members: int,
+        shares: Mapping[str, LayerShares] | None = None,
     ) -> None:
+        """``members`` is the number of LoRAs in the cast."""
         self._layers = layers
-        self.winners = dict(winners or {})
+        self._as_the_host: MemberShares = (1.0,) * members
+        self.shares = dict(shares or {})
         self._in_parameter: dict[str, list[str]] = {}
-        for layer, contested in layers.items():
-            for name in contested.parameters:
-                self._in_parameter.setdefault(name, []).append(layer)
+        for name, layer in layers.items():
+            for parameter in layer.parameters:
+                self._in_parameter.setdefault(parameter, []).append(name)
 
     def of_layers(self, layers: Iterable[str]) -> tuple[str, ...]:
         """The parameters of those of ``layers`` that are here, each once."""
-        known = (self._layers[one] for one in layers if one in self._layers)
-        return tuple(dict.fromkeys(name for layer in known for name in layer.parameters))
+        known = (self._layers[name] for name in layers if name in self._layers)
+        return tuple(dict.fromkeys(parameter for layer in known for parameter in layer.parameters))
 
-    def decide(self, winners: Mapping[str, Winner]) -> tuple[str, ...]:
-        """Note the winners; return the parameters that change by it."""
-        self.winners.update(winners)
-        return self.of_layers(winners)
+    def decide(self, shares: Mapping[str, LayerShares]) -> tuple[str, ...]:
+        """Note the shares; return the parameters of these layers."""
+        self.shares.update(shares)
+        return self.of_layers(shares)
 
     def decided(self) -> tuple[str, ...]:
         """All parameters that a decision was made for so far."""
-        return self.of_layers(self.winners)
+        return self.of_layers(self.shares)
 
     def of_parameter(self, name: str, height: int) -> tuple[Region, ...]:
         """The regions of a parameter with ``height`` rows; the first is of all rows that are left.
 
-        Rows that no contested layer claims get both LoRAs, as the host would add them.
+        Rows that no layer claims, and layers without a decision, get all LoRAs as the host adds them.
         """
-        claimed: dict[Losers, Rows] = {}
+        claimed: dict[MemberShares, Rows] = {}
         for layer in self._in_parameter[name]:
-            losers = self.winners.get(layer, Winner.BOTH).losers
-            claimed[losers] = claimed.get(losers, ()) + (self._layers[layer].rows or ((0, height),))
+            shares = self._conditional(layer)
+            claimed[shares] = claimed.get(shares, ()) + (self._layers[layer].rows or ((0, height),))
         left = height - sum(stop - start for rows in claimed.values() for start, stop in rows)
-        first = () if left else next(iter(claimed))
-        others = (Region(losers, rows) for losers, rows in claimed.items() if losers != first)
+        first = self._as_the_host if left else next(iter(claimed))
+        others = (Region(shares, rows) for shares, rows in claimed.items() if shares != first)
         return (Region(first, None), *others)
 
+    def _conditional(self, layer: str) -> MemberShares:
+        shares = self.shares.get(layer)
+        return self._as_the_host if shares is None else shares.conditional
 
-def assembled(regions: Iterable[Region], merged: Callable[[Losers], Tensor]) -> Tensor:
-    """One tensor from ``merged``, which makes a new whole parameter without the given losers."""
+
+def assembled(regions: Iterable[Region], merged: Callable[[MemberShares], Tensor]) -> Tensor:
+    """One tensor from ``merged``, which makes a new whole parameter with the given shares."""
     result: Tensor | None = None
     for region in regions:
-        whole = merged(region.losers)
+        whole = merged(region.shares)
         if result is None:
             result = whole
             continue

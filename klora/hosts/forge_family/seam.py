@@ -1,15 +1,16 @@
-"""The seam of the Forge family: what of a patcher's patches is contested, scored, withheld and put in.
+"""The seam of the Forge family: what of a patcher's patches is the cast's, withheld and put in by shares.
 
-The host is shown a patcher without the contested patches before it loads the denoiser for a pass. While
-sampling, a contested parameter is a new one, merged by the host's own functions from the clean weight and
-all patches but the loser's; where the host applies LoRAs in each forward, that forward is told instead. The
-host's own objects are never written into, and all are put back.
+The host is shown a patcher without the patches of the layers that are controlled before it loads the
+denoiser for a pass. While sampling, a parameter of such a layer is a new one, merged by the host's own
+functions from the clean weight and all patches, those of the cast with their strengths times their shares;
+where the host applies LoRAs in each forward, that forward is told instead. The host's own objects are never
+written into, and all are put back.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,30 +19,31 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError
-from klora.files.layer import take_rows
-from klora.hosts.common.checks import does_not_fit
+from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
-from klora.hosts.forge_family.layers import ContestedLayer, contested_layers
-from klora.hosts.forge_family.regions import Regions
+from klora.hosts.forge_family.layers import changed_layers
+from klora.hosts.forge_family.regions import Region, Regions
+from klora.hosts.forge_family.side_branches import SideBranches
 from klora.hosts.forge_family.storage import shape_of
-from klora.weights import LayerView, Winner
+from klora.planning import LayerView
+from klora.schedule import LayerShares
 
 
 class FamilySeam:
-    """The seam for two LoRA files, by path, in the patches of a denoiser.
+    """The seam for the LoRA files of a cast, by path, in the patches of a denoiser.
 
     Raises `HostError` if its weights cannot be exchanged.
     """
 
     def __init__(
         self,
-        names: tuple[str, str],
-        paths: tuple[str, str],
+        names: Sequence[str],
+        paths: Sequence[str],
         denoiser: PatchedDenoiser,
         checkpoint: str | None,
     ) -> None:
-        self.content_name, self.style_name = names
-        self.paths = paths
+        self.names = tuple(names)
+        self.paths = tuple(paths)
         self._held: Sequence[str] | None = None
         self._failed: KloraError | None = None
         self._watch: RemovableHandle | None = None
@@ -51,57 +53,48 @@ class FamilySeam:
         denoiser.refuse()
         self._denoiser = denoiser
         self._checkpoint = checkpoint
-        model, touched = denoiser.unet.model, denoiser.patches.touched
-        self._layers = contested_layers(model, self.paths, touched)
-        self._sizes = {name: shape_of(denoiser.clean(one.weight)) for name, one in self._layers.items()}
-        self._regions = Regions(self._layers)
-        self._last_delta: dict[int, tuple[str, Tensor]] = {}
+        self._layers = changed_layers(denoiser.unet.model, self.paths, denoiser.patches.touched)
+        self._sizes = {
+            name: {one: shape_of(denoiser.clean(one)) for one in layer.parameters}
+            for name, layer in self._layers.items()
+        }
+        self._regions = Regions(self._layers, len(self.names))
+        self._deltas = Deltas(denoiser, self.names)
+        self._branches = SideBranches(denoiser, self._deltas, self.paths)
+        self._in_place: dict[str, Sequence[Region]] = {}
 
-    # --- Scoring --------------------------------------------------------------------------------------
+    # --- Planning -------------------------------------------------------------------------------------
 
-    def shared_layers(self) -> Sequence[LayerView]:
-        """The denoiser's linears and convolutions that both files change, in forward order."""
-        return [one.view for one in self._layers.values()]
+    def layers(self) -> Sequence[LayerView]:
+        """The denoiser's layers that any of the files changes, in forward order."""
+        return [layer.view for layer in self._layers.values()]
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32, as the host merges them."""
-        return self._delta(0, layer), self._delta(1, layer)
-
-    def _delta(self, which: int, layer: str) -> Tensor:
-        contested = self._layers[layer]
-        name, found = self._last_delta.get(which, ("", None))
-        if found is None or name != contested.weight:  # q, k and v of one fused weight follow each other
-            found = self._whole_delta(which, contested)
-            self._last_delta[which] = (contested.weight, found)
-        return found if contested.rows is None else take_rows(found, contested.rows)
-
-    @torch.inference_mode()
-    def _whole_delta(self, which: int, contested: ContestedLayer) -> Tensor:
-        denoiser, weight = self._denoiser, contested.weight
-        base = denoiser.base(weight, contested.needs_base[which])
-        try:
-            merged = denoiser.merged(denoiser.patches.own(which, weight), base, weight)
-        except RuntimeError as error:
-            name = (self.content_name, self.style_name)[which]
-            raise does_not_fit(name, contested.view.name, str(error)) from error
-        return merged - base if contested.needs_base[which] else merged
+        changed = self._layers[layer]
+        return self._deltas.of_weight(0, changed), self._deltas.of_weight(1, changed)
 
     def score_key(self) -> Hashable:
-        """Both files as they are on disk, how strong they are applied, and the checkpoint."""
-        states = tuple((path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in self.paths)
-        return (self._checkpoint, states, *map(self._denoiser.patches.strengths, (0, 1)))
+        """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
+        states = tuple((path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in self.paths[:2])
+        return (self._checkpoint, states, *map(self._denoiser.patches.strengths, range(len(states))))
 
     # --- Withholding and applying -----------------------------------------------------------------------
 
     def without(self, layers: Sequence[str]) -> Any:
-        """The patcher that the host is to load for a pass in which ``layers`` are contested."""
-        return self._denoiser.without(self._regions.of_layers(layers))
+        """The patcher that the host is to load for a pass in which the shares of ``layers`` are set here.
+
+        Raises `HostError` if a weight is in a storage that is neither exchanged nor left in place.
+        """
+        parameters = self._regions.of_layers(layers)
+        self._denoiser.refuse_storage(parameters)
+        return self._denoiser.without(parameters)
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
         """Exchange what is the host's while inside; all of it is put back on the way out."""
         self._denoiser.begin()  # may refuse: another extension's script may have run after ours
-        self._last_delta = {}
+        self._deltas.forget()
         self._held = layers
         self._watch_over(self._denoiser.unet)
         try:
@@ -109,17 +102,29 @@ class FamilySeam:
         finally:
             self._held = None
             self._unwatch()
+            self._branches.clear()
+            self._in_place = {}
             self._denoiser.end()
 
-    def apply(self, winners: Mapping[str, Winner]) -> None:
-        """Let each layer do with everything but the loser."""
-        self._put(self._regions.decide(winners))
+    def apply(self, shares: Mapping[str, LayerShares]) -> None:
+        """Let each layer apply the cast by these shares."""
+        self._put(self._regions.decide(shares))
+        self._branch(shares)
 
     @torch.inference_mode()
     def _put(self, parameters: Sequence[str]) -> None:
         for name in parameters:
-            height = shape_of(self._denoiser.exchanged.current(name))[0]
-            self._denoiser.put(name, self._regions.of_parameter(name, height))
+            shape = shape_of(self._denoiser.exchanged.current(name))
+            regions = self._regions.of_parameter(name, shape[0] if shape else 1)
+            if self._in_place.get(name) != regions:
+                self._denoiser.put(name, regions)
+                self._in_place[name] = regions
+
+    def _branch(self, layers: Iterable[str]) -> None:
+        for name in layers:
+            if name in self._layers:
+                self._branches.put(self._layers[name], self._regions.shares[name])
+        self._deltas.forget()
 
     # --- A model that changes in the middle of a pass ---------------------------------------------------
 
@@ -131,17 +136,18 @@ class FamilySeam:
     def follow(self, denoiser: PatchedDenoiser, checkpoint: str | None) -> Any:
         """The refiner takes over and is not yet loaded: the patcher to be loaded for it.
 
-        Layers that the refiner has not, or in another size, are left to the host. The winners stay.
+        Layers that the refiner has not, or in another size, are left to the host. The shares stay.
         """
         assert self._held is not None, "a pass is under way"
-        sizes, winners = self._sizes, self._regions.winners
+        sizes, shares = self._sizes, self._regions.shares
+        self._branches.clear()
         self._denoiser.make_way(denoiser)
         self._watch_over(denoiser.unet)
         self._attach(denoiser, checkpoint)
         self._layers = {
-            name: one for name, one in self._layers.items() if sizes.get(name) == self._sizes[name]
+            name: layer for name, layer in self._layers.items() if sizes.get(name) == self._sizes[name]
         }
-        self._regions = Regions(self._layers, winners)
+        self._regions = Regions(self._layers, len(self.names), shares)
         return self.without(self._held)
 
     def fail(self, unet: Any, error: KloraError) -> None:
@@ -151,15 +157,20 @@ class FamilySeam:
 
     def _watch_over(self, unet: Any) -> None:
         self._unwatch()
-        self._watch = unet.model.diffusion_model.register_forward_pre_hook(self._before_forward)
+        self._watch = unet.model.diffusion_model.register_forward_pre_hook(
+            self._before_forward, with_kwargs=True
+        )
 
     def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
 
-    def _before_forward(self, *_arguments: Any) -> None:
+    def _before_forward(self, _module: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         if self._failed is not None:
             raise self._failed
         if self._denoiser.was_loaded():
+            self._in_place = {}
             self._put(self._regions.decided())
+            self._branch(self._regions.shares)
+        self._branches.tell_rows(arguments, keywords)

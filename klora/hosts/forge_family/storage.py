@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from klora.errors import HostError
 
@@ -31,7 +31,7 @@ def from_four_bits(weight: Tensor) -> Tensor:
     return found
 
 
-def refuse_quantised(name: str, parameter: nn.Parameter) -> None:
+def refuse_quantised(name: str, parameter: Tensor) -> None:
     """Raise `HostError` if a weight is stored in whole numbers that are no blocks of these."""
     if not is_packed(parameter) and not parameter.is_floating_point():
         raise HostError(

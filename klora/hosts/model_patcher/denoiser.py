@@ -1,8 +1,8 @@
 """Forge Neo and reForge: a patcher merges all its patches into the weights when it is loaded for a pass.
 
-So the denoiser is loaded through a clone that has no patches at all on the contested parameters; whatever
-the host unloads and reloads, it finds nothing to merge there. Where the host applies patches on the fly, it
-calls a function of ours for the layer instead, which knows the winner.
+So the denoiser is loaded through a clone that has no patches at all on the parameters that are controlled;
+whatever the host unloads and reloads, it finds nothing to merge there. Where the host applies patches on the
+fly, it calls a function of ours for the layer instead, which knows the shares.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from klora.hosts.forge_family import (
-    Losers,
-    PairPatches,
+    CastPatches,
+    MemberShares,
     PatchedDenoiser,
     Patches,
     Region,
+    Strengths,
     assembled,
     is_packed,
 )
+from klora.hosts.model_patcher import wrappers
 from klora.hosts.model_patcher.checks import refuse
 
 #: The host's function: (patches, weight, name, computation dtype) -> the weight, merged in place.
@@ -30,9 +32,9 @@ Merge = Callable[..., Tensor]
 
 
 class OnTheFly:
-    """What the host calls with a layer's weight in each forward: ``merged`` adds all but the losers to it."""
+    """What the host calls with a layer's weight in each forward: ``merged`` adds all by shares to it."""
 
-    def __init__(self, merged: Callable[[Losers, Tensor], Tensor]) -> None:
+    def __init__(self, merged: Callable[[MemberShares, Tensor], Tensor]) -> None:
         self.regions: Sequence[Region] = ()
         self._merged = merged
 
@@ -42,28 +44,27 @@ class OnTheFly:
         # The merge is in place, and the host hands over the parameter itself where nothing has to be cast.
         is_free = len(self.regions) == 1 and not isinstance(weight, nn.Parameter)
         return assembled(
-            self.regions, lambda losers: self._merged(losers, weight if is_free else weight.clone())
+            self.regions, lambda shares: self._merged(shares, weight if is_free else weight.clone())
         )
 
 
 class ModelPatcherDenoiser(PatchedDenoiser):
-    """A denoiser whose patcher holds patches by parameter; ``owns`` are those of the two files."""
+    """A denoiser whose patcher holds patches by parameter; ``owns`` are those of the files of the cast."""
 
-    def __init__(self, unet: Any, owns: tuple[Patches, Patches], merge: Merge) -> None:
-        super().__init__(unet, PairPatches(unet.patches, owns))
-        content, style = self.patches.touched
-        is_on_the_fly = getattr(unet, "use_online_lora", lambda _name: False)
+    def __init__(self, unet: Any, owns: Sequence[Patches], merge: Merge) -> None:
+        super().__init__(unet, CastPatches(wrappers.all_patches(unet), owns, Strengths(self.added)))
         # What is packed is left in place, also where the host would merge.
-        packed = {name for name, parameter in unet.model.named_parameters() if is_packed(parameter)}
-        on_the_fly = [name for name in content | style if name in packed or is_on_the_fly(name)]
+        on_the_fly = {name for name, parameter in unet.model.named_parameters() if is_packed(parameter)}
+        on_the_fly |= wrappers.applied_on_the_fly(unet)
+        touched = set().union(*self.patches.touched)
         self._merge = merge
         self._merger = _merger(unet)
-        self._branches = {name: OnTheFly(self._merging(name)) for name in on_the_fly}
+        self._functions = {name: OnTheFly(self._merging(name)) for name in on_the_fly & touched}
         self._is_new = True
 
-    def _merging(self, name: str) -> Callable[[Losers, Tensor], Tensor]:
-        def merged(losers: Losers, weight: Tensor) -> Tensor:
-            return self._merge(self.patches.without(losers, name), weight, name, weight.dtype)
+    def _merging(self, name: str) -> Callable[[MemberShares, Tensor], Tensor]:
+        def merged(shares: MemberShares, weight: Tensor) -> Tensor:
+            return self._merge(self.patches.weighted(shares, name), weight, name, weight.dtype)
 
         return merged
 
@@ -96,25 +97,26 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         clone = self.unet.clone()
         for name in parameters:
             clone.patches.pop(name, None)
-            if name in self._branches:
-                clone.add_weight_wrapper(name, self._branches[name])
+            wrappers.remove_patches(clone, name)
+            if name in self._functions:
+                clone.add_weight_wrapper(name, self._functions[name])
         clone.patches_uuid = uuid.uuid4()
         return clone
 
     def is_on_the_fly(self, name: str) -> bool:
         """Whether the host was given a function of ours for it."""
-        return name in self._branches
+        return name in self._functions
 
     def put_on_the_fly(self, name: str, regions: Sequence[Region]) -> None:
         """Tell that function."""
-        self._branches[name].regions = regions
+        self._functions[name].regions = regions
 
     def refuse(self) -> None:
         """Compiled models, and those that apply LoRAs by kernels of their own."""
         refuse(self.unet)
 
     def begin(self) -> None:
-        """What is loaded at the start of a pass needs no winners yet."""
+        """What is loaded at the start of a pass needs no shares yet."""
         self.refuse()  # another extension's script may have run since
         self._is_new = False
 

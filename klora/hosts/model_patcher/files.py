@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from klora.hosts.forge_family import Patch, Patches
+from klora.hosts.model_patcher.wrappers import all_patches
 
 _WATCHED = "load_lora_for_models"
 _NOTE = "klora_files"
@@ -27,13 +28,13 @@ def watch(networks: Any) -> None:
 
     @functools.wraps(original)
     def load_lora_for_models(model: Any, *arguments: Any, **keywords: Any) -> Any:
-        before = {id(patch) for patch in _all(model.patches)}
+        before = {id(patch) for patch in _all(all_patches(model))}
         result = original(model, *arguments, **keywords)
         patched = result[0]
         if patched is not model and "filename" in keywords:
             added = {
                 name: [patch for patch in found if id(patch) not in before]
-                for name, found in patched.patches.items()
+                for name, found in all_patches(patched).items()
             }
             _note(model, patched, keywords["filename"], {name: own for name, own in added.items() if own})
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from klora.errors import HostError
@@ -53,10 +53,10 @@ class ModelPatcherHost(FamilyHost):
             _load_again(p)
         super().read(p, names)
 
-    def seam(self, p: Any, content: str, style: str) -> FamilySeam:
+    def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """As the family does; raises `HostError` if there will be a refiner that cannot be followed."""
         _refuse_same_model(p)
-        return super().seam(p, content, style)
+        return super().seam(p, names)
 
     def is_understood(self, model: Any, path: str) -> bool:
         """Whether the host has added the file, be it to the text encoder alone."""
@@ -66,12 +66,12 @@ class ModelPatcherHost(FamilyHost):
         """Whether it has added anything to the denoiser."""
         return bool(_noted(model).get(path))
 
-    def denoiser(self, model: Any, paths: tuple[str, str]) -> ModelPatcherDenoiser | None:
+    def denoiser(self, model: Any, paths: Sequence[str]) -> ModelPatcherDenoiser | None:
         """The denoiser that is about to be loaded."""
         noted, merge = _noted(model), _merge()
         if merge is None or not all(path in noted for path in paths):
             return None
-        return ModelPatcherDenoiser(model.forge_objects.unet, (noted[paths[0]], noted[paths[1]]), merge)
+        return ModelPatcherDenoiser(model.forge_objects.unet, [noted[path] for path in paths], merge)
 
     def predictor(self, sampler: Any) -> Any:
         """The model's, or reForge's ``model_sampling``."""

@@ -1,0 +1,129 @@
+"""Branches beside the layers of a loaded denoiser: a LoRA's other share of the unconditional rows."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from klora.errors import HostError
+from klora.hosts.forge_family.deltas import Deltas
+from klora.hosts.forge_family.denoiser import PatchedDenoiser
+from klora.hosts.forge_family.layers import ChangedLayer, KnownLayers, known_layers
+from klora.schedule import LayerShares
+from klora.weights.branch import Branches, Layer, RowDelta, fitted
+
+#: How the host marks a piece of the batch that belongs to the unconditional pass.
+_UNCONDITIONAL = 1
+
+#: LoRAs whose factors, times what the host makes of them, are kept from one picture to the next.
+MOST_KEPT = 2
+_kept: OrderedDict[Hashable, dict[str, RowDelta]] = OrderedDict()
+
+
+class SideBranches:
+    """The branches beside the layers of ``denoiser``, for the LoRA files of a cast."""
+
+    def __init__(self, denoiser: PatchedDenoiser, deltas: Deltas, paths: Sequence[str]) -> None:
+        self._denoiser = denoiser
+        self._deltas = deltas
+        self._paths = paths
+        self._branches = Branches()
+        self._in_use: set[str] = set()
+
+    def put(self, layer: ChangedLayer, shares: LayerShares) -> None:
+        """Give the unconditional rows what their shares differ by from the conditional ones.
+
+        Norms and other layers without a matrix are the same for all rows.
+        """
+        name = layer.view.name
+        terms = [
+            (difference, self._row_delta(place, layer))
+            for place, difference in enumerate(shares.difference)
+            if difference and place in layer.needs_base and layer.weight is not None
+        ]
+        if not terms and name not in self._in_use:
+            return
+        # Some of the hosts' linears are no nn.Linear, but all are called like one.
+        module = cast("Layer", self._denoiser.unet.model.get_submodule(layer.module))
+        self._branches.put(module, name, terms)
+        (self._in_use.add if terms else self._in_use.discard)(name)
+
+    def tell_rows(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """Before a forward of the denoiser with these arguments: which of its rows are unconditional.
+
+        Raises `HostError` if there is a branch and nobody knows.
+        """
+        if not self._in_use:
+            return
+        marks = (keywords.get("transformer_options") or {}).get("cond_or_uncond")
+        batch = int((arguments[0] if arguments else keywords["x"]).shape[0])
+        if not marks or batch % len(marks):
+            raise HostError(
+                "K-LoRA cannot tell which rows of this batch belong to the negative side of the guidance, "
+                "because the WebUI does not say it to the model; set Negative side to both."
+            )
+        size = batch // len(marks)
+        starts = [piece * size for piece, mark in enumerate(marks) if mark == _UNCONDITIONAL]
+        self._branches.rows.tell(batch, [(start, start + size) for start in starts])
+
+    def clear(self) -> None:
+        """Take every branch off."""
+        self._branches.clear()
+        self._in_use.clear()
+
+    def _row_delta(self, place: int, layer: ChangedLayer) -> RowDelta:
+        kept = self._kept[place]
+        name = layer.view.name
+        if name not in kept:
+            delta = self._formed(place, layer)
+            if delta.factors is None:
+                return delta  # large, and may depend on the checkpoint
+            kept[name] = delta
+        return kept[name]
+
+    @torch.inference_mode()
+    def _formed(self, place: int, layer: ChangedLayer) -> RowDelta:
+        dense = self._deltas.of_weight(place, layer)
+        delta = fitted(self._factors(place, layer, dense), dense)
+        if delta.dense is not None:
+            assert layer.weight is not None, "it has a dW"
+            delta = replace(delta, dense=dense.to(_dtype_to_keep(self._denoiser.clean(layer.weight))))
+        return replace(delta, bias=self._deltas.of_bias(place, layer), rows=layer.rows)
+
+    def _factors(self, place: int, layer: ChangedLayer, dense: Tensor) -> tuple[Tensor, Tensor] | None:
+        known = self._known[place]
+        factors = None if known is None or layer.view.name not in known else known[layer.view.name].factors()
+        if factors is None or layer.needs_base[place]:
+            return None
+        up, down = factors
+        return factors if up.shape[0] * down[0].numel() == dense.numel() else None
+
+    @cached_property
+    def _known(self) -> list[KnownLayers]:
+        return known_layers(self._paths)
+
+    @cached_property
+    def _kept(self) -> list[dict[str, RowDelta]]:
+        return [self._kept_of(place, path) for place, path in enumerate(self._paths)]
+
+    def _kept_of(self, place: int, path: str) -> dict[str, RowDelta]:
+        state = os.stat(path)
+        key = (path, state.st_mtime_ns, state.st_size, self._denoiser.patches.strengths(place))
+        kept = _kept.setdefault(key, {})
+        _kept.move_to_end(key)
+        while len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
+        return kept
+
+
+def _dtype_to_keep(weight: Tensor) -> torch.dtype:
+    """Of a dense dW: the weight's, or half precision where the weight is stored in less."""
+    is_wide = weight.is_floating_point() and weight.element_size() > 1
+    return weight.dtype if is_wide else torch.float16
