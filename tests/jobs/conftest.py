@@ -29,7 +29,9 @@ def a1111(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> FakeHost:  # noqa:
     modules = sys.modules["modules"]
     parts: dict[str, Any] = {name: ModuleType(f"modules.{name}") for name in ("devices", "extra_networks")}
     parts["devices"].device = torch.device("cpu")
-    parts["extra_networks"].ExtraNetworkParams = lambda items: SimpleNamespace(positional=items, named={})
+    parts["extra_networks"].ExtraNetworkParams = lambda items: SimpleNamespace(
+        items=items, positional=items, named={}
+    )
     for name, module in parts.items():
         monkeypatch.setitem(sys.modules, f"modules.{name}", module)
         monkeypatch.setattr(modules, name, module, raising=False)

@@ -238,7 +238,12 @@ def test_modes(webui: Webui, mode: str, left: list[str]) -> None:
 
 
 def test_the_hires_pass_has_a_plan_of_its_own(webui: Webui) -> None:
-    tags = {"lora": [SimpleNamespace(positional=["ink", "1"]), SimpleNamespace(positional=["fox", "1"])]}
+    tags = {
+        "lora": [
+            SimpleNamespace(items=["ink", "1"], positional=["ink", "1"]),
+            SimpleNamespace(items=["fox", "1"], positional=["fox", "1"]),
+        ]
+    }
     p = webui.generate(BOTH, CONTENT_WINS, enable_hr=True, hr_extra_network_data=tags)
     assert webui.is_applied(p.seen[-1], ATTENTION[0], "fox")
     p.is_hr_pass, p.sampler = True, FakeSampler(webui.model)
@@ -250,7 +255,7 @@ def test_the_hires_pass_has_a_plan_of_its_own(webui: Webui) -> None:
 
 
 def test_a_hires_prompt_that_lacks_a_lora_is_named(webui: Webui) -> None:
-    tags = {"lora": [SimpleNamespace(positional=["fox", "1"])]}
+    tags = {"lora": [SimpleNamespace(items=["fox", "1"], positional=["fox", "1"])]}
     with pytest.raises(PairError, match=r"found 1 \(fox\).*in the hires prompt\.$"):
         webui.generate(BOTH, {}, enable_hr=True, hr_extra_network_data=tags)
 

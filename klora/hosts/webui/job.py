@@ -6,6 +6,7 @@ The state of a job lives on this object, which hangs on ``p``; nothing outlives 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from klora.planning import Cast, LayerView, Member
 from klora.rules import BOTH
 from klora.schedule import ALWAYS, Plan
 from klora.settings import Settings
-from klora.weights import Fusion, prepare
+from klora.weights import Fusion, Seam, prepare
 
 #: Errors after which "add normally" still makes the picture that its name says.
 _ADDABLE = (PairError, HostError)
@@ -203,12 +204,20 @@ class Job:
         host.before_loading(p, seam, fusion.layers)
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),
-            rows=lambda: host.telling_rows(p.sampler, seam),
+            rows=self._rows(host, p.sampler, seam, cast),
             finished=self._finish_pass,
             is_hires=is_hires,
             guidance_scale=getattr(p, "hr_cfg", None) if is_hires else None,
         )
         bracket(p.sampler, fusion, told)
+
+    def _rows(
+        self, host: WebUIHost, sampler: Any, seam: Seam, cast: Cast
+    ) -> Callable[[], AbstractContextManager[None]]:
+        """Nothing is watched where the rows of both passes of the guidance get the same."""
+        if not cast.has_pair or self._settings.guidance == BOTH:
+            return nullcontext
+        return lambda: host.telling_rows(sampler, seam)
 
     def _finish_pass(self, fusion: Fusion) -> None:
         if fusion.planner.cast.has_pair:
