@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,23 @@ HOST_MODULES = frozenset(
     }
 )
 BROAD = frozenset({"Exception", "BaseException"})
+
+#: The rooms from the bottom up: a room imports from itself and from those before it, never from those after.
+ROOMS = (
+    *("version", "errors", "example_pair", "files", "options", "scores", "schedule", "rules", "settings"),
+    *("planning", "report", "weights", "pictures"),
+    *("hosts.common", "hosts.diffusers", "hosts.a1111", "hosts.forge_family", "hosts.forge"),
+    *("hosts.model_patcher", "hosts.which", "hosts.webui", "lab", "commands"),
+)
+
+#: What may stand at the root of the repository.
+AT_THE_ROOT = frozenset(
+    {
+        *(".ci", ".gitignore", ".gitattributes", ".github", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+        *("README.ja.md", "README.md", "docs", "install.py", "javascript", "klora", "localizations"),
+        *("metadata.ini", "pyproject.toml", "scripts", "style.css", "tests"),
+    }
+)
 MOST_LINES = 400
 
 
@@ -48,6 +66,32 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from _first_word(node.args[0])
         elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sys.modules":
             yield from _first_word(node.slice)
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module of ours; ``None`` for the package itself and its entry point."""
+    _, *path = module.split(".")
+    if path[:1] == ["hosts"]:
+        return ".".join(path[:2]) if len(path) > 1 else None
+    return path[0] if path and path[0] != "__main__" else None
+
+
+def imported_rooms(tree: ast.AST) -> Iterator[str]:
+    """The rooms of ours from which anything is imported, also late, in functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found = {room_of(module) for module in modules if module.split(".")[0] == "klora"}
+        yield from (room for room in found if room in ROOMS)
+
+
+def upward_imports(room: str, tree: ast.AST) -> list[str]:
+    """The rooms above ``room`` from which it imports."""
+    return sorted({above for above in imported_rooms(tree) if ROOMS.index(above) > ROOMS.index(room)})
 
 
 def _first_word(expression: ast.expr) -> Iterator[str]:
@@ -82,6 +126,44 @@ def test_there_is_a_package_to_look_at() -> None:
 @pytest.mark.parametrize("file", [one for one in PACKAGE if HOSTS not in one.parents], ids=name_of)
 def test_only_the_host_room_knows_a_webui(file: Path) -> None:
     assert HOST_MODULES.isdisjoint(imported(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def _room_of_file(file: Path) -> str | None:
+    """The room that a file lies in; ``None`` where only the package itself is."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return (
+        None
+        if parts[-1] == "__init__" and parts[:-1] in (("klora",), ("klora", "hosts"))
+        else room_of(".".join(parts))
+    )
+
+
+@pytest.mark.parametrize("file", [one for one in PACKAGE if _room_of_file(one)], ids=name_of)
+def test_rooms_import_downwards_only(file: Path) -> None:
+    room = _room_of_file(file)
+    assert room in ROOMS, f"{room} has no place among the rooms"
+    assert upward_imports(room, ast.parse(file.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from klora.hosts.webui import job",
+        "from klora.hosts import which",
+        "def f():\n    from klora.commands.plan import run",
+        "import klora.lab.demo",
+    ],
+)
+def test_the_check_of_rooms_sees(source: str) -> None:
+    assert upward_imports("hosts.forge_family", ast.parse(source))
+    assert not upward_imports("commands", ast.parse(source))
+
+
+def test_nothing_else_stands_at_the_root() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a checkout of git")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} <= AT_THE_ROOT
 
 
 @pytest.mark.parametrize("file", PACKAGE + SCRIPTS, ids=name_of)

@@ -6,8 +6,8 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from klora.demo import CONTENT, STYLE
 from klora.errors import SettingsError
+from klora.example_pair import CONTENT, STYLE
 from klora.planning import plan_files
 from klora.schedule import Plan
 from klora.settings import Settings, rule_settings
