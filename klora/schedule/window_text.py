@@ -79,7 +79,7 @@ def _span(told: Mapping[str, str], prefix: str, tag: str) -> Span:
     are_alike = (start >= FIRST_STEP_NUMBER) == (stop >= FIRST_STEP_NUMBER)
     if are_alike and start > stop:
         raise SettingsError(
-            f"K-LoRA: {tag} has {prefix}start={start:g} behind {prefix}stop={stop:g}, which leaves it no step; "
+            f"K-LoRA: {tag} has {prefix}start={start:g} behind {prefix}stop={stop:g}, which leaves no step; "
             "write the smaller first."
         )
     return Span(start, stop)

@@ -127,7 +127,7 @@ class PipelineSeam:
             for name, original in self._originals.items():
                 self._modules[name].weight = original
             for name, bias in self._biases.items():
-                self._modules[name].bias = bias
+                self._modules[name].register_parameter("bias", bias)
             self._originals, self._biases = {}, {}
 
     def _with_bias(self) -> set[str]:
@@ -148,7 +148,8 @@ class PipelineSeam:
             bias = self._biases[layer]
             empty = nn.Parameter(original.new_zeros(original.shape[0]), requires_grad=original.requires_grad)
             changes = (share * self._bias_delta(place, layer) for place, share in applied)
-            module.bias = _exchanged(empty if bias is None else bias, changes) if applied else bias
+            exchanged = _exchanged(empty if bias is None else bias, changes) if applied else bias
+            module.register_parameter("bias", exchanged)
 
     def _present(self, layer: str, shares: Sequence[float]) -> list[tuple[int, float]]:
         """(place in the cast, share) of each LoRA that has a share in the layer."""
