@@ -146,6 +146,14 @@ class LoraLayer:
             up = take_rows(up, self.rows)
         return up * self.scale, down
 
+    def bias_delta(self) -> Tensor | None:
+        """What the layer adds to its bias, ``[out]`` in fp32, or ``None``. alpha is no part of it, as in the
+        hosts."""
+        if "diff_b" not in self.keys:
+            return None
+        bias = self.tensor("diff_b").to(torch.float32).flatten()
+        return bias if self.rows is None else take_rows(bias, self.rows)
+
     def part(self, name: str, rows: Rows) -> LoraLayer:
         """The part of this fused layer that is ``rows`` of it."""
         shape = (sum(stop - start for start, stop in rows), *self.shape[1:])

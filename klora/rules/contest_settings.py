@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -158,11 +159,15 @@ def style_factor(balance: float) -> float:
 
     1 at 0, 3 at 0.5, a third at -0.5; 0 at -1 and infinite at 1, where one side wins everywhere.
     """
-    return float("inf") if balance >= 1 else (1 + balance) / (1 - balance)
+    return math.inf if balance >= 1 else (1 + balance) / (1 - balance)
 
 
 def styles_side(style: Numbers, gamma: float, scale: Numbers | float, balance: float) -> Numbers:
-    """S_s * gamma * S(t) * balance, ``[layers]``; a style that is zero in a layer stays zero there."""
+    """S_s * gamma * S(t) * balance, ``[layers]``; a style that is zero in a layer stays zero there.
+
+    At balance 1 the side is infinite even where S(t) is 0: the style wins every layer that it changes.
+    """
+    factor = style_factor(balance)
     with np.errstate(invalid="ignore", over="ignore"):
-        side = style * gamma * scale * style_factor(balance)
+        side = np.full(style.shape, factor) if math.isinf(factor) else style * gamma * scale * factor
     return np.where(style == 0, 0.0, side)

@@ -7,7 +7,7 @@ from klora.rules import contest_settings as shared
 from klora.rules.k_lora import KEEP, winner_and_loser
 from klora.rules.rule import Contest, Numbers, Rule
 from klora.schedule import Moment
-from klora.scores import ENERGY, TOTAL, gamma
+from klora.scores import ENERGY, TOTAL, gamma, mean_ratio
 
 SIMILARITY = Setting(
     "similarity",
@@ -36,12 +36,13 @@ class Est(Rule):
         return (ENERGY, TOTAL)
 
     def gamma(self, contest: Contest) -> float:
-        """The ratio of the total energies; ``published`` is the mean ratio of totals, as the authors'
-        code.
+        """The ratio of the total energies; ``published`` is the mean ratio of L1 norms, as its authors' code
+        has it: that drops no outliers.
         """
         kind = contest.text("gamma")
-        measure = TOTAL if kind == "published" else ENERGY
-        return gamma(kind, contest.scores.content(measure), contest.scores.style(measure))
+        if kind == "published":
+            return mean_ratio(contest.scores.content(TOTAL), contest.scores.style(TOTAL))
+        return gamma(kind, contest.scores.content(ENERGY), contest.scores.style(ENERGY))
 
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """1 for the winner, ``keep`` for the loser."""

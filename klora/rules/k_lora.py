@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from klora.options import Setting, Values
 from klora.rules import contest_settings as shared
@@ -55,17 +56,23 @@ class KLora(Rule):
         """S* needs an alpha."""
         shared.check_schedule(values)
 
+    def content_wins(self, contest: Contest, moment: Moment) -> NDArray[np.bool_]:
+        """``[layers]``: where content wins."""
+        return contest.scores.content(TOP_K_SUM) >= self.styles_side(contest, moment)
+
+    def styles_side(self, contest: Contest, moment: Moment) -> Numbers:
+        """``[layers]``: S_s * gamma * S(t), times what balance makes of it."""
+        scale = shared.styles_bonus(contest, moment)
+        style = contest.scores.style(TOP_K_SUM)
+        return shared.styles_side(style, self.gamma(contest), scale, contest.number("balance"))
+
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """1 for the winner, ``keep`` for the loser."""
-        content = contest.scores.content(TOP_K_SUM)
-        style = contest.scores.style(TOP_K_SUM)
-        balance = contest.number("balance")
-        scale = shared.styles_bonus(contest, moment)
-        wins = content >= shared.styles_side(style, self.gamma(contest), scale, balance)
-        return winner_and_loser(wins, contest.number("keep"), balance)
+        wins = self.content_wins(contest, moment)
+        return winner_and_loser(wins, contest.number("keep"), contest.number("balance"))
 
 
-def winner_and_loser(content_wins: np.ndarray, keep: float, balance: float) -> Numbers:
+def winner_and_loser(content_wins: NDArray[np.bool_], keep: float, balance: float) -> Numbers:
     """``[layers, 2]`` from ``[layers]`` of bool. What the loser keeps shrinks as balance turns away from
     it.
     """

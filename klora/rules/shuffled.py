@@ -11,7 +11,7 @@ import numpy as np
 from klora.options import Setting
 from klora.rules.coin import COIN_SEED
 from klora.rules.k_lora import KLora, winner_and_loser
-from klora.rules.rule import CONTENT, Contest, Numbers
+from klora.rules.rule import Contest, Numbers
 from klora.schedule import Moment
 
 
@@ -44,6 +44,6 @@ class SameShare(KLora):
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """1 and 0, all layers alike."""
         steps = [Moment(step, moment.steps) for step in range(moment.steps)]
-        won = np.mean([super(SameShare, self).shares(contest, one)[:, CONTENT] > 0.5 for one in steps])
+        won = np.mean([self.content_wins(contest, one) for one in steps])
         wins = np.full(contest.layers, moment.step < round(moment.steps * float(won)))
         return winner_and_loser(wins, contest.number("keep"), contest.number("balance"))

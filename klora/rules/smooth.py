@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 
 from klora.options import Setting
-from klora.rules import contest_settings as shared
 from klora.rules.k_lora import KLora
 from klora.rules.rule import Contest, Numbers, side_by_side
 from klora.schedule import Moment
@@ -36,11 +35,7 @@ class Smooth(KLora):
 
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """Both 1 where the contest is even."""
-        content = contest.scores.content(TOP_K_SUM)
-        scale = shared.styles_bonus(contest, moment)
-        side = shared.styles_side(
-            contest.scores.style(TOP_K_SUM), self.gamma(contest), scale, contest.number("balance")
-        )
+        content, side = contest.scores.content(TOP_K_SUM), self.styles_side(contest, moment)
         p = _content_probability(content, side, contest.number("tau"))
         return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
 

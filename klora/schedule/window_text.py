@@ -18,8 +18,8 @@ from klora.schedule.window import FIRST_STEP_NUMBER, WHOLE, Span, Window
 KEYS = ("start", "stop", "step", "hr_start", "hr_stop", "w")
 
 _REST_OF_CURVE = re.compile(r"\s*-?[\d.]+\s*(,\s*[\d.]+\s*)?")
-_STEPS = re.compile(r"\s*(\d*)\s*-\s*(\d*)\s*|\s*(\d+)\s*")
-_LAST_STEP = 10_000.0
+_STEPS = re.compile(r"\s*(\d{0,5})\s*-\s*(\d{0,5})\s*|\s*(\d{1,5})\s*", re.ASCII)
+_LAST_STEP = 99_999.0
 
 
 def cut_window(
@@ -74,6 +74,14 @@ def _span(told: Mapping[str, str], prefix: str, tag: str) -> Span:
         _bound(told[prefix + key], prefix + key, tag) if prefix + key in told else default
         for key, default in (("start", WHOLE.start), ("stop", WHOLE.stop))
     )
+    if start == 1 and stop >= FIRST_STEP_NUMBER:
+        start = WHOLE.start  # beside the number of a step, the first step, not the end of the sampling
+    are_alike = (start >= FIRST_STEP_NUMBER) == (stop >= FIRST_STEP_NUMBER)
+    if are_alike and start > stop:
+        raise SettingsError(
+            f"K-LoRA: {tag} has {prefix}start={start:g} behind {prefix}stop={stop:g}, which leaves no step; "
+            "write the smaller first."
+        )
     return Span(start, stop)
 
 

@@ -1,6 +1,6 @@
 """Where a layer is scored: measures of a LoRA's dW, and the gamma that balances two LoRAs."""
 
-from klora.scores.gamma import gamma
+from klora.scores.gamma import gamma, mean_ratio
 from klora.scores.measures import ENERGY, MEASURES, TOP_K_SUM, TOTAL, Measure, energy
 from klora.scores.scores import LayerScore, Scores, score_layer
 from klora.scores.top_k import energy_rank, top_k_sum, total
@@ -16,6 +16,7 @@ __all__ = [
     "energy",
     "energy_rank",
     "gamma",
+    "mean_ratio",
     "score_layer",
     "top_k_sum",
     "total",

@@ -19,7 +19,17 @@ def gamma(kind: str, content_totals: Numbers, style_totals: Numbers) -> float:
         return 1.0
     if kind == "paper":
         return float(content_totals.sum() / style_totals.sum())
+    return mean_ratio(content_totals, style_totals, outlier=3.0)
+
+
+def mean_ratio(content_totals: Numbers, style_totals: Numbers, *, outlier: float | None = None) -> float:
+    """The mean over layers of content / style, each ``[layers]``, where there is any style.
+
+    Ratios of ``outlier`` times the mean or more are dropped first. 1 if no layer is left.
+    """
     present = style_totals > 0
+    if not present.any():
+        return 1.0
     ratios = content_totals[present] / style_totals[present]
-    kept = ratios[ratios < 3 * ratios.mean()]
+    kept = ratios if outlier is None else ratios[ratios < outlier * ratios.mean()]
     return float(kept.mean()) if kept.size else 1.0

@@ -136,7 +136,7 @@ def _product(layer: Layer, given: Tensor, delta: RowDelta) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return _convolved(layer, given, delta)
     if delta.factors is not None:
-        up, down = delta.factors
+        up, down = (one.flatten(1) for one in delta.factors)  # of a convolution of 1 x 1 in the file, perhaps
         return functional.linear(functional.linear(given, down), up)
     assert delta.dense is not None
     return functional.linear(given, delta.dense.reshape(delta.dense.shape[0], -1))

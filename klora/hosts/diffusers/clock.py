@@ -16,7 +16,7 @@ from klora.weights import Fusion
 from klora.weights.branch import BatchRows
 
 #: Denoisers whose pipelines run both passes of the guidance in one batch, the unconditional rows first.
-_BATCHING = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel", "PixArtTransformer2DModel"})
+_BATCHING = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel"})
 
 
 @contextmanager
@@ -55,11 +55,16 @@ def _guidance_scale(pipe: Any) -> float | None:
 
 
 def _tell_rows(pipe: Any, rows: BatchRows, batch: int) -> None:
-    if _guidance_scale(pipe) is None:
+    name = type(denoiser_of(pipe)).__name__
+    tells = hasattr(pipe, "do_classifier_free_guidance")
+    if tells and _guidance_scale(pipe) is None:
         rows.tell(batch, ())
         return
-    name = type(denoiser_of(pipe)).__name__
-    if name not in _BATCHING or batch % 2 or getattr(pipe, "do_perturbed_attention_guidance", False):
+    # Guidance by an image or by perturbed attention has a third part of the batch.
+    has_third_part = hasattr(pipe, "image_guidance_scale") or getattr(
+        pipe, "do_perturbed_attention_guidance", False
+    )
+    if not tells or name not in _BATCHING or batch % 2 or has_third_part:
         raise HostError(
             f"K-LoRA does not know which rows of {type(pipe).__name__}'s {name} belong to the negative side "
             "of the guidance; set guidance to both."

@@ -6,7 +6,7 @@ their identity, whatever happened in between.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,7 @@ class PipelineSeam:
         self._files = tuple(files)
         self._modules: dict[str, nn.Module] = {}
         self._originals: dict[str, nn.Parameter] = {}
+        self._biases: dict[str, nn.Parameter | None] = {}
         self._layers = tuple(self._found(weighted.file) for weighted in files)
 
     def _found(self, file: LoraFile) -> dict[str, LoraLayer]:
@@ -91,9 +92,9 @@ class PipelineSeam:
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32, on the model's device, scaled by alpha / rank and the weight."""
-        return self._delta(0, layer), self._delta(1, layer)
+        return self._delta(0, 1.0, layer), self._delta(1, 1.0, layer)
 
-    def _delta(self, place: int, layer: str, share: float = 1.0) -> Tensor:
+    def _delta(self, place: int, share: float, layer: str) -> Tensor:
         base = self._base(layer)
         found = self._layers[place][layer]
         given = base.detach().reshape(found.shape) if found.needs_base else None
@@ -114,6 +115,7 @@ class PipelineSeam:
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
         """Apply what is no contest while inside; put every original Parameter back on the way out."""
         self._originals = {name: _parameter(module) for name, module in self._modules.items()}
+        self._biases = {name: self._modules[name].bias for name in self._with_bias()}  # type: ignore[misc]
         try:
             driven = set(layers)
             for name in self._modules:
@@ -124,7 +126,13 @@ class PipelineSeam:
             self.branches.clear()
             for name, original in self._originals.items():
                 self._modules[name].weight = original
-            self._originals = {}
+            for name, bias in self._biases.items():
+                self._modules[name].register_parameter("bias", bias)
+            self._originals, self._biases = {}, {}
+
+    def _with_bias(self) -> set[str]:
+        """The layers whose bias a file changes."""
+        return {name for layers in self._layers for name, one in layers.items() if "diff_b" in one.keys}
 
     def apply(self, shares: Mapping[str, LayerShares]) -> None:
         """Give each layer the sum of its clean weight and the shares of the LoRAs' dW."""
@@ -133,31 +141,54 @@ class PipelineSeam:
             self._branch(layer, wanted)
 
     def _merge(self, layer: str, shares: tuple[float, ...]) -> None:
+        module, applied = self._modules[layer], self._present(layer, shares)
         original = self._originals[layer]
-        merged = original.detach().to(torch.float32, copy=True)
-        for place, share in enumerate(shares):
-            if share and layer in self._layers[place]:
-                merged += self._delta(place, layer, share)
-        self._modules[layer].weight = nn.Parameter(
-            merged.to(original.dtype), requires_grad=original.requires_grad
-        )
+        module.weight = _exchanged(original, (self._delta(*one, layer) for one in applied))
+        if layer in self._biases:
+            bias = self._biases[layer]
+            empty = nn.Parameter(original.new_zeros(original.shape[0]), requires_grad=original.requires_grad)
+            changes = (share * self._bias_delta(place, layer) for place, share in applied)
+            exchanged = _exchanged(empty if bias is None else bias, changes) if applied else bias
+            module.register_parameter("bias", exchanged)
+
+    def _present(self, layer: str, shares: Sequence[float]) -> list[tuple[int, float]]:
+        """(place in the cast, share) of each LoRA that has a share in the layer."""
+        return [(place, one) for place, one in enumerate(shares) if one and layer in self._layers[place]]
 
     def _branch(self, layer: str, shares: LayerShares) -> None:
         module = self._modules[layer]
         assert isinstance(module, nn.Linear | nn.Conv2d)
         differing = [
             (difference, self._row_delta(place, layer))
-            for place, difference in enumerate(shares.difference)
-            if difference and layer in self._layers[place]
+            for place, difference in self._present(layer, shares.difference)
         ]
         self.branches.put(module, layer, differing)
 
     def _row_delta(self, place: int, layer: str) -> RowDelta:
         factors = self._layers[place][layer].factors()
+        bias = self._bias_delta(place, layer) if layer in self._biases else None
         if factors is None:
-            return RowDelta(dense=self._delta(place, layer))
+            return RowDelta(dense=self._delta(place, 1.0, layer), bias=bias)
         up, down = factors
-        return RowDelta(factors=(self._files[place].weight * up.flatten(1), down))
+        return RowDelta(factors=(self._files[place].weight * up.flatten(1), down), bias=bias)
+
+    def _bias_delta(self, place: int, layer: str) -> Tensor:
+        """What a LoRA adds to the bias of a layer, ``[out]``; zeros where it leaves the bias alone."""
+        base = self._originals[layer]
+        bias = self._layers[place][layer].bias_delta()
+        return (
+            base.new_zeros(base.shape[0])
+            if bias is None
+            else self._files[place].weight * bias.to(base.device)
+        )
+
+
+def _exchanged(original: nn.Parameter, changes: Iterable[Tensor]) -> nn.Parameter:
+    """A Parameter like ``original``, with the changes added in fp32."""
+    merged = original.detach().to(torch.float32, copy=True)
+    for change in changes:
+        merged += change
+    return nn.Parameter(merged.to(original.dtype), requires_grad=original.requires_grad)
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

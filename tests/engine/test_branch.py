@@ -1,0 +1,219 @@
+"""Branches beside a layer: what they add to the unconditional rows, for every sort of layer and delta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from klora.errors import HostError
+from klora.weights.branch import BatchRows, Branches, RowDelta, fitted
+
+CHANCE = torch.Generator().manual_seed(4)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=CHANCE)
+
+
+def linear(inside: int = 6, out: int = 8) -> nn.Linear:
+    return nn.Linear(inside, out).requires_grad_(False)
+
+
+def merged(layer: nn.Module, given_: Tensor, changes: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+    """The layer's output with dW merged into its weight."""
+    weight = layer.weight + sum(one.reshape(layer.weight.shape) for one in changes)
+    total = layer.bias if bias is None else layer.bias + bias
+    if isinstance(layer, nn.Conv2d):
+        like = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return functional.conv2d(given_, weight, total, **like)
+    return functional.linear(given_, weight, total)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def with_branch(
+    layer: nn.Module, given_: Tensor, terms: Sequence[tuple[float, RowDelta]], rows: Sequence[tuple[int, int]]
+) -> Tensor:
+    branches = Branches()
+    branches.put(layer, "all", terms)
+    branches.rows.tell(given_.shape[0], rows)
+    output = layer(given_)
+    branches.clear()
+    assert not layer._forward_hooks
+    return output
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6), st.floats(-2, 2))
+def test_rows_get_what_merging_would_give_them(batch: int, first: int, last: int, factor: float) -> None:
+    layer, given_ = linear(), normal(batch, 3, 6)
+    up, down = normal(8, 2), normal(2, 6)
+    start, stop = sorted((min(first, batch), min(last, batch)))
+    found = with_branch(layer, given_, [(factor, RowDelta(factors=(up, down)))], [(start, stop)])
+    expected = layer(given_)
+    expected[start:stop] = merged(layer, given_, [factor * up @ down])[start:stop]
+    close(found, expected)
+    outside = [row for row in range(batch) if not start <= row < stop]
+    assert torch.equal(found[outside], layer(given_)[outside])
+
+
+def test_several_terms_ranges_and_a_bias() -> None:
+    layer, given_ = linear(), normal(5, 6)
+    up, down, dense, bias = normal(8, 2), normal(2, 6), normal(8, 6), normal(8)
+    terms = [(0.5, RowDelta(factors=(up, down), bias=bias)), (-1.5, RowDelta(dense=dense))]
+    found = with_branch(layer, given_, terms, [(0, 1), (3, 5)])
+    expected = layer(given_)
+    changed = merged(layer, given_, [0.5 * up @ down, -1.5 * dense], 0.5 * bias)
+    for rows in (slice(0, 1), slice(3, 5)):
+        expected[rows] = changed[rows]
+    close(found, expected)
+
+
+def test_a_row_that_a_layer_sees_as_several() -> None:
+    """As the temporal layers of video models, which fold frames into the batch."""
+    layer, given_ = linear(), normal(6, 3, 6)
+    branches, delta = Branches(), normal(8, 6)
+    branches.put(layer, "all", [(1.0, RowDelta(dense=delta))])
+    branches.rows.tell(2, [(0, 1)])
+    found = layer(given_)
+    branches.clear()
+    close(found[:3], merged(layer, given_[:3], [delta]))
+    assert torch.equal(found[3:], layer(given_)[3:])
+
+
+def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+    rows = BatchRows()
+    rows.tell(2, [(0, 1)])
+    with pytest.raises(HostError, match=r"3 rows for a batch of 2.*Negative side to both"):
+        rows.of(normal(3, 6))
+    rows.tell(2, [(1, 1)])
+    assert rows.of(normal(3, 6)) == ()
+
+
+@pytest.mark.parametrize("is_low_rank", [True, False])
+def test_parts_of_a_fused_projection(is_low_rank: bool) -> None:
+    """q and v of a fused qkv, v in two pieces; each part by its own name."""
+    layer, given_ = linear(6, 12), normal(2, 5, 6)
+    branches = Branches()
+    whole = torch.zeros(12, 6)
+    for name, rows in {"q": ((0, 4),), "v": ((8, 9), (10, 12))}.items():
+        count = sum(last - first for first, last in rows)
+        up, down = normal(count, 2), normal(2, 6)
+        delta = (
+            RowDelta(factors=(up, down), rows=rows) if is_low_rank else RowDelta(dense=up @ down, rows=rows)
+        )
+        branches.put(layer, name, [(2.0, delta)])
+        done = 0
+        for first, last in rows:
+            whole[first:last] = 2 * (up @ down)[done : done + last - first]
+            done += last - first
+    branches.rows.tell(2, [(1, 2)])
+    found = layer(given_)
+    close(found[1:], merged(layer, given_, [whole])[1:])
+    branches.put(layer, "q", [])
+    whole[:4] = 0
+    close(layer(given_)[1:], merged(layer, given_, [whole])[1:])
+    branches.put(layer, "v", [(0.0, RowDelta(dense=normal(3, 6)))])
+    assert not layer._forward_hooks
+    assert torch.equal(layer(given_), functional.linear(given_, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("options", "down"),
+    [
+        ({"kernel_size": 3, "padding": 1}, (2, 4, 3, 3)),
+        ({"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2}, (2, 4, 3, 3)),
+        ({"kernel_size": 3, "padding": 1}, (2, 36)),
+        ({"kernel_size": 1}, (2, 4, 1, 1)),
+        ({"kernel_size": 1}, (2, 4)),
+    ],
+)
+@pytest.mark.parametrize("is_low_rank", [True, False])
+def test_convolutions(options: dict[str, int], down: tuple[int, ...], is_low_rank: bool) -> None:
+    layer, given_ = nn.Conv2d(4, 6, **options).requires_grad_(False), normal(3, 4, 9, 9)
+    a, b, bias = normal(*down), normal(6, 2, 1, 1), normal(6)
+    dense = (b.flatten(1) @ a.flatten(1)).reshape(layer.weight.shape)
+    delta = RowDelta(factors=(b, a), bias=bias) if is_low_rank else RowDelta(dense=dense, bias=bias)
+    found = with_branch(layer, given_, [(0.7, delta)], [(0, 2)])
+    close(found[:2], merged(layer, given_, [0.7 * dense], 0.7 * bias)[:2])
+    assert torch.equal(found[2:], layer(given_)[2:])
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 1, 1), (2, 6)])
+def test_a_linear_whose_lora_is_a_convolution_of_1_x_1(shape: tuple[int, ...]) -> None:
+    layer, given_ = linear(), normal(2, 3, 6)
+    up, down = normal(8, 2, 1, 1), normal(*shape)
+    found = with_branch(layer, given_, [(1.0, RowDelta(factors=(up, down)))], [(0, 2)])
+    close(found, merged(layer, given_, [up.flatten(1) @ down.flatten(1)]))
+
+
+def test_half_precision_stays_so() -> None:
+    layer, given_ = linear().to(torch.bfloat16), normal(2, 6).to(torch.bfloat16)
+    delta = RowDelta(factors=(normal(8, 2), normal(2, 6)), bias=normal(8))
+    found = with_branch(layer, given_, [(1.0, delta)], [(0, 1)])
+    assert found.dtype == torch.bfloat16
+    assert not torch.equal(found[:1], layer(given_)[:1])
+
+
+def test_a_hook_is_there_only_while_something_is_added() -> None:
+    layers = [linear(), linear()]
+    branches = Branches()
+    for layer in layers:
+        branches.put(layer, "all", [])
+        assert not layer._forward_hooks
+        branches.put(layer, "all", [(1.0, RowDelta(dense=normal(8, 6)))])
+        branches.put(layer, "all", [(2.0, RowDelta(dense=normal(8, 6)))])
+        assert len(layer._forward_hooks) == 1
+    branches.put(layers[0], "all", [])
+    assert [len(layer._forward_hooks) for layer in layers] == [0, 1]
+    branches.clear()
+    branches.clear()
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+# --- Which form -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.floats(-4, 4).filter(lambda one: abs(one) > 1e-3))
+def test_factors_are_taken_when_they_are_the_delta_but_for_a_number(seed: int, scale: float) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(8, 2, generator=chance), torch.randn(2, 6, generator=chance)
+    found = fitted((up, down), scale * up @ down)
+    assert found.dense is None
+    assert found.factors is not None
+    torch.testing.assert_close(found.factors[0] @ found.factors[1], scale * up @ down, rtol=1e-3, atol=1e-4)
+
+
+def test_the_delta_itself_is_taken_otherwise() -> None:
+    up, down, dense = normal(8, 2), normal(2, 6), normal(8, 6)
+    zeros = torch.zeros(8, 2)
+    for factors, wanted in (
+        (None, dense),
+        ((up, down), dense),
+        ((up, down), up @ down + 0.01 * dense),
+        ((zeros, down), dense),
+        ((up, down), torch.zeros(8, 6)),
+    ):
+        found = fitted(factors, wanted)
+        product = wanted if found.factors is None else found.factors[0] @ found.factors[1]
+        close(product, wanted)
+        if found.factors is None:
+            assert found.dense is wanted
+
+
+def test_factors_of_a_convolution_are_fitted() -> None:
+    up, down = normal(6, 2, 1, 1), normal(2, 4, 3, 3)
+    dense = 0.5 * (up.flatten(1) @ down.flatten(1)).reshape(6, 4, 3, 3)
+    found = fitted((up, down), dense)
+    assert found.factors is not None
+    layer, given_ = nn.Conv2d(4, 6, 3, padding=1).requires_grad_(False), normal(2, 4, 5, 5)
+    close(with_branch(layer, given_, [(1.0, found)], [(0, 2)]), merged(layer, given_, [dense]))
