@@ -70,7 +70,7 @@ class Merging:
 def _opened(value: Any) -> tuple[str, Any]:
     if isinstance(value, Adapter):
         return "lora", value.weights
-    return ("diff", value) if len(value) == 1 else value
+    return ("diff", value) if len(value) == 1 else value  # a bias has its tensor alone
 
 
 def read(tensors: Mapping[str, Tensor], *, adapters: bool) -> dict[Any, Any]:
@@ -93,7 +93,7 @@ def read(tensors: Mapping[str, Tensor], *, adapters: bool) -> dict[Any, Any]:
                 )
                 found[target] = Adapter(weights) if adapters else ("lora", weights)
         if f"{name}.diff" in tensors:
-            found[target] = (tensors[f"{name}.diff"],)
+            found[target] = ("diff", (tensors[f"{name}.diff"],))
         if f"{name}.diff_b" in tensors:
             found[target.removesuffix("weight") + "bias"] = (tensors[f"{name}.diff_b"],)
     return found
@@ -341,6 +341,7 @@ class FakeWebUI:
         self.read_from_disk: list[str] = []
         self.options = SimpleNamespace()
         self.unloading: list[Callable[[], None]] = []
+        self.job_in_progress: Any = None
         self._install(monkeypatch)
         self.sd_model = self.checkpoint(seed=0)
         #: The checkpoint's own weights.
@@ -384,6 +385,7 @@ class FakeWebUI:
         tags = [SimpleNamespace(positional=[name, weight]) for name, weight in weights.items()]
         p = SimpleNamespace(sd_model=self.sd_model, extra_network_data={"lora": tags}, cached_c=[None])
         self.activate(p, tags)
+        self.job_in_progress = p
         return p
 
     def activate(self, p: Any, tags: Any) -> None:

@@ -162,14 +162,28 @@ class Lora:
 
 
 def make_lora(
-    folder: Path, name: str, seed: int, *, rank: int = 2, leave_out: Sequence[str] = (), beside: bool = True
+    folder: Path,
+    name: str,
+    seed: int,
+    *,
+    rank: int = 2,
+    leave_out: Sequence[str] = (),
+    beside: bool = True,
+    whole: Sequence[str] = (),
 ) -> Lora:
-    """A LoRA of all matrices but ``leave_out``; ``beside``: of a norm and a bias too."""
+    """A LoRA of all matrices but ``leave_out``; ``beside``: of a norm and a bias too. ``whole`` are those
+    that it has as they are and not as a product.
+    """
     generator = torch.Generator().manual_seed(seed)
     lora = Lora(name, str(folder / f"{name}.safetensors"), {})
     tensors = {}
     for path, shape in MATRICES.items():
         if path in leave_out:
+            continue
+        if path in whole:
+            added = 0.2 * torch.randn(shape, generator=generator)
+            lora.added[f"diffusion_model.{path}.weight"] = added
+            tensors[f"diffusion_model.{path}.diff"] = added
             continue
         kernel = shape[2:]
         up = 0.3 * torch.randn(shape[0], rank, *(1 for _ in kernel), generator=generator)
@@ -180,7 +194,8 @@ def make_lora(
         tensors[f"diffusion_model.{path}.alpha"] = torch.tensor(lora.alpha)
     if beside:
         norm, bias = (torch.randn(WIDTH, generator=generator) for _ in range(2))
-        lora.added = {f"diffusion_model.{NORM}.weight": norm, f"diffusion_model.{OUT}.bias": bias}
+        lora.added[f"diffusion_model.{NORM}.weight"] = norm
+        lora.added[f"diffusion_model.{OUT}.bias"] = bias
         tensors[f"diffusion_model.{NORM}.diff"] = norm
         tensors[f"diffusion_model.{OUT}.diff_b"] = bias
     save_file(tensors, lora.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from klora.settings import Settings
 from klora.weights import prepare
 from tests.hosts.forge_family.hosts import FORGE, NEWER, REFORGE, FakeWebUI, Kind
 from tests.hosts.forge_family.model import (
+    BLOCK,
     CANONICAL,
+    CONV,
     FUSED,
     IN_FORWARD_ORDER,
     NORM,
@@ -24,6 +27,7 @@ from tests.hosts.forge_family.model import (
     Wanted,
     batch,
     expected,
+    make_lora,
 )
 
 Q, K, V = CANONICAL[FUSED]
@@ -189,6 +193,18 @@ def test_rows_of_the_unconditional_pass(
             torch.testing.assert_close(found[rows], by_mark[mark][rows], rtol=1e-4, atol=1e-4)
         seam.apply(everywhere(seam, 1.0, 0.8))
         torch.testing.assert_close(webui.run(given, marks), by_mark[0], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_where_a_lora_is_no_product(webui: FakeWebUI, tmp_path: Path) -> None:
+    given = batch(4)
+    full = make_lora(tmp_path, "ink", 7, whole=(CONV, f"{BLOCK}.attn1.to_v", FUSED), beside=False)
+    with sampling(webui, ("fox", "ink"), fox=0.0, ink=1.0) as seam:
+        assert {view.ranks[1] for view in seam.layers() if view.name in (K, "conv_in")} == {None}
+        seam.apply(everywhere(seam, 1.0, 0.5, rows=(1.0, 2.0)))
+        found = webui.run(given, (1, 0))
+        for rows, share in ((slice(0, 2), 2.0), (slice(2, 4), 0.5)):
+            wanted = expected(webui.clean, [full], {"ink": share}, given)
+            torch.testing.assert_close(found[rows], wanted[rows], rtol=1e-4, atol=1e-4)
 
 
 def test_a_pass_of_the_engine(webui: FakeWebUI, loras: list[Lora], untouched: None) -> None:
