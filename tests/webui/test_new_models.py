@@ -13,8 +13,8 @@ from torch import nn
 
 from klora.errors import HostError
 from klora.hosts.common.checks import loaded_family
-from klora.hosts.forge_family import contested_layers
-from klora.hosts.forge_family.storage import shape_of
+from klora.hosts.forge_family import changed_layers
+from klora.hosts.forge_family.storage import refuse_quantised, shape_of
 
 #: Host's name of a weight in the model -> whether it is a linear of an attention.
 LAYERS = {
@@ -70,9 +70,10 @@ TOUCHED = [f"diffusion_model.{name}.weight" for name in LAYERS]
 
 @pytest.fixture
 def found(files: tuple[str, str]) -> dict[str, bool]:
-    """Canonical or host's name of every contested layer -> whether it counts as attention."""
-    layers = contested_layers(_model(), files, (TOUCHED, TOUCHED))
-    return {name.removeprefix("diffusion_model."): one.view.attention for name, one in layers.items()}
+    """Canonical or host's name of every layer that both change -> whether it counts as attention."""
+    layers = changed_layers(_model(), files, (TOUCHED, TOUCHED))
+    assert all(layer.view.is_shared for layer in layers.values())
+    return {name.removeprefix("diffusion_model."): layer.view.is_attention for name, layer in layers.items()}
 
 
 def test_every_linear_is_contested_and_attention_is_told_by_its_words(found: dict[str, bool]) -> None:
@@ -99,18 +100,13 @@ def test_the_shape_of_packed_weights_is_that_of_their_numbers() -> None:
     assert shape_of(torch.zeros(4, 2)) == (4, 2)
 
 
-def test_weights_in_whole_numbers_are_refused_with_a_remedy(
-    files: tuple[str, str], found: dict[str, bool]
-) -> None:
-    model = _model()
-    path, _, leaf = TOUCHED[0].rpartition(".")
-    layer = model.get_submodule(path)
-    numbers = getattr(layer, leaf).to(torch.int8)
-    setattr(layer, leaf, nn.Parameter(numbers, requires_grad=False))
-    with pytest.raises(HostError, match=r"int8.*load it in fp16"):
-        contested_layers(model, files, (TOUCHED, TOUCHED))
-    getattr(layer, leaf).bnb_quantized = True  # unless they are blocks, which stay in place
-    assert len(contested_layers(model, files, (TOUCHED, TOUCHED))) == len(found)
+def test_weights_in_whole_numbers_are_refused_with_a_remedy() -> None:
+    numbers = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(HostError, match=r"layer\.weight is torch\.int8.*load it in fp16"):
+        refuse_quantised("layer.weight", numbers)
+    numbers.bnb_quantized = True  # type: ignore[attr-defined]
+    refuse_quantised("layer.weight", numbers)  # unless they are blocks, which stay in place
+    refuse_quantised("layer.weight", torch.zeros(2, 2, dtype=torch.float8_e4m3fn))
 
 
 @pytest.mark.parametrize(

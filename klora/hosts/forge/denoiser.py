@@ -107,11 +107,11 @@ class ForgeDenoiser(PatchedDenoiser):
         self._functions.extra_weight_calculators[_BY_ROWS] = lambda weight, _, by_rows: by_rows(weight)
 
     def was_loaded(self) -> bool:
-        """Whether the loader has worked since: then there is nothing of the host's to put back."""
+        """Whether the loader has worked since, which puts its own parameters and lists into the model."""
         if self._loader.loaded_hash == self._loaded:
             return False
         self._loaded = self._loader.loaded_hash
-        self.exchanged.forget()
+        self.exchanged.restore_where_untouched()
         self._lists.restore()
         return True
 

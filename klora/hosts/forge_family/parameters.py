@@ -5,6 +5,8 @@ A host's backup can be the very Parameter that is in the model, so writing into 
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ class ExchangedParameters:
         self._model = model
         self._storage = storage
         self._replaced: dict[str, Tensor] = {}
+        # Weakly: one that the host has moved elsewhere must not take up the device that it came from.
+        self._ours: dict[str, weakref.ref[Tensor]] = {}
 
     def current(self, name: str) -> Tensor:
         """What the model holds now."""
@@ -35,16 +39,23 @@ class ExchangedParameters:
         if name not in self._replaced:
             self._replaced[name] = self.current(name).to(self._storage)
         self._set(name, value)
+        self._ours[name] = weakref.ref(self.current(name))
+
+    def restore_where_untouched(self) -> None:
+        """The host has loaded the model afresh: give back what it did not replace by its own."""
+        for name in [name for name, ours in self._ours.items() if self.current(name) is not ours()]:
+            del self._replaced[name]
+        self.restore()
 
     def restore(self) -> None:
         """Give the model back what it held, on the devices where its parameters are by now."""
         for name, original in self._replaced.items():
             self._set(name, original.to(self.current(name).device))
-        self._replaced = {}
+        self.forget()
 
     def forget(self) -> None:
-        """Leave the model as it is: its host has loaded it afresh."""
-        self._replaced = {}
+        """Leave the model as it is: its host has read other weights into it."""
+        self._replaced, self._ours = {}, {}
 
     def _set(self, name: str, value: Tensor) -> None:
         if not isinstance(value, nn.Parameter):
