@@ -86,8 +86,8 @@ def train(
     """Train or go on training the denoiser.
 
     `latents` [subjects, styles, 4, h, w] are the pictures, `contexts` [n, 77, width] the encoded
-    `base_prompts`; `start` is a denoiser to begin with, where no checkpoint is kept; `often` [styles] says how
-    often each style is shown, all alike where it is not given.
+    `base_prompts`; `start` is a denoiser to begin with, where no checkpoint is kept; `often` [styles] says
+    how often each style is shown, all alike where it is not given.
     """
     torch.manual_seed(plan.seed)
     loop = Loop("base", cache / "checkpoints", start or build_denoiser(), plan)

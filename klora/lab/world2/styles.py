@@ -1,7 +1,7 @@
 """The ways to draw of world 2: four that the base model knows, eight that only a style LoRA knows.
 
-A style turns a drawing of 4 x `SIZE` pixels with opacity into a picture. Lines and screens repeat every 8
-pixels of the reduced picture or every multiple of it, the grid of the latents, so that the autoencoder keeps them.
+A style turns a drawing of 4 x `SIZE` pixels with opacity into a picture. Screens repeat every 8 pixels of the
+reduced picture, which is the grid of the latents, so that the autoencoder keeps them.
 """
 
 from __future__ import annotations
