@@ -19,7 +19,8 @@ def draw_kind(cache: Path, kind: str, style: Style) -> Picture:
     return reduced(style.transform(icons.icon_pixels(cache, style.set_name, kind, SCALE * SIZE)))
 
 
-def _stacked(drawn: list[Picture]) -> Tensor:
+def stacked(drawn: list[Picture]) -> Tensor:
+    """Pictures [h, w, 3] as a tensor [n, 3, h, w] in bytes."""
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -28,7 +29,7 @@ def kinds_in_style(cache: Path, kinds: tuple[str, ...], style: Style, group: str
     path = cache / "drawings" / f"{group}-{style.name}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_stacked([draw_kind(cache, kind, style) for kind in kinds]), path)
+        torch.save(stacked([draw_kind(cache, kind, style) for kind in kinds]), path)
     kept: Tensor = torch.load(path, weights_only=True)
     if len(kept) != len(kinds):
         raise ValueError(f"{path.name} holds {len(kept)} drawings, not {len(kinds)}; delete it")

@@ -15,14 +15,16 @@ from klora.lab.autoencoder import kept_average
 from klora.lab.loop import Plan
 from klora.lab.model import SECOND, Model, build_autoencoder, build_denoiser
 from klora.lab.words import Words
-from klora.lab.world2 import autoencoder
+from klora.lab.world2 import autoencoder, gates, judges, loras
 from klora.lab.world2.drawing import kinds_in_style
 from klora.lab.world2.kinds import KINDS
 from klora.lab.world2.prompts import base_prompts, trigger_prompts
+from klora.lab.world2.recipes import RECIPES
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE
 
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
 BASE_PLAN = Plan(steps=12_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+JUDGES = "judges.safetensors"
 OFTEN = {CONTENT_STYLE: 2.0}
 """How often a style is shown to the base model; the others once."""
 
@@ -98,11 +100,40 @@ def train_base(job: Job) -> None:
     checkpoint.export(trained_model(job.cache), job.out, shape=SECOND)
 
 
+def train_judges(job: Job) -> None:
+    """Stage ``judges``: the judges, on drawings, and their file."""
+    judges.train(job.cache, encoder_of(job.cache))
+    judges.Judges.from_cache(job.cache).save(job.out / JUDGES)
+
+
+def train_loras(job: Job) -> None:
+    """Stage ``loras``: every LoRA on the checkpoint of the output folder; finished files are kept."""
+    model = load_model(job.out)
+    for recipe in RECIPES.values():
+        loras.train(model, recipe, job.cache, job.out / "loras")
+
+
+def measure_gates(job: Job) -> None:
+    """Stage ``gates``: measure and write every gate whose parts are there."""
+    panel = judges.Judges.load(job.out / JUDGES)
+    found = gates.all_gates(load_model(job.out), panel, job.cache, job.out / "loras")
+    gates.write(found, job.out)
+    print(gates.table(found))
+
+
+def load_model(folder: Path) -> Model:
+    """The model of an output folder."""
+    return checkpoint.load(folder / f"{checkpoint.NAME}.safetensors", SECOND)
+
+
 STAGES: dict[str, Callable[[Job], object]] = {
     "icons": lambda job: icons.fetch(job.cache),
     "vae": train_autoencoder,
     "text": train_text,
     "base": train_base,
+    "judges": train_judges,
+    "loras": train_loras,
+    "gates": measure_gates,
 }
 
 
