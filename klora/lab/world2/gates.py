@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klora.lab import loras, samples, world
 from klora.lab.autoencoder import reconstruct, signal_to_noise, to_signed
-from klora.lab.gates import Gate, table, write
+from klora.lab.gates import Gate
 from klora.lab.model import Model
 from klora.lab.world2.drawing import kinds_in_style
 from klora.lab.world2.judges import Judges, accuracies, same_things
@@ -19,17 +19,6 @@ from klora.lab.world2.lessons import STYLE_NAMES, worn
 from klora.lab.world2.loras import BY_NAME, strength
 from klora.lab.world2.recipes import INDIVIDUAL, RECIPES, STYLE, STYLE_VALIDATION, Recipe
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES
-
-__all__ = [
-    "Gate",
-    "all_gates",
-    "autoencoder_gates",
-    "base_gates",
-    "judge_gates",
-    "lora_gates",
-    "table",
-    "write",
-]
 
 CONTENT_SEEDS = tuple(range(10))
 STYLE_SEEDS = (0, 1)
@@ -75,7 +64,7 @@ def base_gates(model: Model, judges: Judges) -> list[Gate]:
 
 
 def lora_gates(model: Model, judges: Judges, recipe: Recipe, path: Path) -> list[Gate]:
-    """Samples with one LoRA alone: content in `CONTENT_STYLE`, a style of kinds that its lesson never showed."""
+    """Samples with one LoRA alone: content in `CONTENT_STYLE`, a style of kinds that its lesson lacked."""
     word = recipe.trigger if recipe.kind == STYLE else f"{STYLES[CONTENT_STYLE].word} style"
     shown = STYLE_VALIDATION if recipe.kind == STYLE else (recipe.subject,)
     seeds = STYLE_SEEDS if recipe.kind == STYLE else CONTENT_SEEDS

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from klora.lab import base, checkpoint, icons, text
+from klora.lab import gates as record
 from klora.lab.autoencoder import kept_average
 from klora.lab.loop import Plan
 from klora.lab.model import SECOND, Model, build_autoencoder, build_denoiser
@@ -117,8 +118,8 @@ def measure_gates(job: Job) -> None:
     """Stage ``gates``: measure and write every gate whose parts are there."""
     panel = judges.Judges.load(job.out / JUDGES)
     found = gates.all_gates(load_model(job.out), panel, job.cache, job.out / "loras")
-    gates.write(found, job.out)
-    print(gates.table(found))
+    record.write(found, job.out)
+    print(record.table(found))
 
 
 def load_model(folder: Path) -> Model:
