@@ -14,7 +14,7 @@ from klora.lab.world2.drawing import kinds_in_style
 from klora.lab.world2.kinds import KINDS
 from klora.lab.world2.styles import BASE_STYLES, HELD_OUT_STYLES, SIZE
 
-PLAN = Plan(steps=10_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+PLAN = Plan(steps=6000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
 WHOLE_BATCH, CUT_BATCH = 2, 8
 CUT = 64
 """Edge of the pieces that most steps learn from: as many pixels, but four times as many pictures."""
