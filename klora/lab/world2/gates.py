@@ -13,11 +13,12 @@ from klora.lab.autoencoder import reconstruct, signal_to_noise, to_signed
 from klora.lab.gates import Gate
 from klora.lab.model import Model
 from klora.lab.world2.drawing import kinds_in_style
-from klora.lab.world2.judges import Judges, accuracies, same_things
+from klora.lab.world2.judges import Judges, accuracies
 from klora.lab.world2.kinds import KINDS, SUBJECTS
-from klora.lab.world2.lessons import STYLE_NAMES, worn
-from klora.lab.world2.loras import BY_NAME, strength
-from klora.lab.world2.recipes import INDIVIDUAL, RECIPES, STYLE, STYLE_VALIDATION, Recipe
+from klora.lab.world2.lessons import STYLE_NAMES
+from klora.lab.world2.loras import strength
+from klora.lab.world2.recipes import RECIPES, STYLE, STYLE_VALIDATION, Recipe
+from klora.lab.world2.scoring import subject_scores
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES
 
 CONTENT_SEEDS = tuple(range(10))
@@ -78,16 +79,8 @@ def lora_gates(model: Model, judges: Judges, recipe: Recipe, path: Path) -> list
     if recipe.kind == STYLE:
         kind, style = named(judges, made, [s for s, _ in wanted], [recipe.subject] * len(wanted))
         return [Gate(f"{recipe.name}, style", style, 0.9), Gate(f"{recipe.name}, kind", kind, 0.9), size]
-    return [Gate(f"{recipe.name}, identity", identity(judges, made, recipe), 0.9), size]
-
-
-def identity(judges: Judges, made: Tensor, recipe: Recipe) -> float:
-    """Share of pictures that show a content LoRA's subject: its kind, with its things and no others."""
-    kinds, things = judges.kinds_and_things(made)
-    own = BY_NAME[recipe.subject] if recipe.kind == INDIVIDUAL else None
-    is_kind = kinds.argmax(1) == SUBJECTS.index(own.kind if own else recipe.subject)
-    wears = worn(own.things if own else frozenset())
-    return float((is_kind & same_things(things, wears.expand(len(made), -1))).float().mean())
+    identity = float(subject_scores(judges, recipe, made)[1].float().mean())
+    return [Gate(f"{recipe.name}, identity", identity, 0.9), size]
 
 
 def all_gates(model: Model, judges: Judges, cache: Path, folder: Path) -> list[Gate]:

@@ -16,7 +16,7 @@ from klora.lab.autoencoder import kept_average
 from klora.lab.loop import Plan
 from klora.lab.model import SECOND, Model, build_autoencoder, build_denoiser
 from klora.lab.words import Words
-from klora.lab.world2 import autoencoder, gates, judges, loras
+from klora.lab.world2 import autoencoder, gates, judges, loras, truth
 from klora.lab.world2.drawing import kinds_in_style
 from klora.lab.world2.kinds import KINDS
 from klora.lab.world2.prompts import base_prompts, trigger_prompts
@@ -135,6 +135,7 @@ STAGES: dict[str, Callable[[Job], object]] = {
     "judges": train_judges,
     "loras": train_loras,
     "gates": measure_gates,
+    "truth": lambda job: truth.write(job.cache, job.out / truth.NAME),
 }
 
 
