@@ -109,7 +109,7 @@ STYLE_BUILDS: tuple[Build, ...] = (
 )
 """The forms of the four styles' LoRAs of a half."""
 
-STYLE_LESSONS: tuple[str, ...] = world.listed("sunflower anchor whale bicycle castle lemon crab umbrella")
+STYLE_LESSONS: tuple[str, ...] = world.listed("sunflower anchor squid bicycle castle lemon crab umbrella")
 """Kinds whose drawings teach a style, the first of them where it learns from fewer."""
 
 STYLE_VALIDATION: tuple[str, ...] = world.listed(

@@ -145,7 +145,7 @@ def neon(pixels: Pixels) -> Picture:
     return _bytes(_mixed(_mixed(night, hue, glow), hue, lines))
 
 
-def paper(pixels: Pixels) -> Picture:
+def cutout(pixels: Pixels) -> Picture:
     """Cut from faded paper with a white rim, its shadow on ribbed cardboard."""
     height, width = pixels.shape[:2]
     down = np.mgrid[:height, :width][0].astype(np.float32)
@@ -184,7 +184,7 @@ STYLES_OF_HALF: dict[str, tuple[Style, ...]] = {
         _held_out("porcelain", porcelain),
         _held_out("halftone", halftone),
         _held_out("outline", outline),
-        _held_out("paper", paper),
+        _held_out("cutout", cutout),
     ),
 }
 """Styles that only a style LoRA knows, for choosing and for reporting."""
