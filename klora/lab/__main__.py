@@ -12,6 +12,7 @@ import torch
 from klora.errors import KloraError
 from klora.lab import checkpoint, icons, train, truth
 from klora.lab.benchmark import commands as benchmark
+from klora.lab.fronts import commands as fronts
 from klora.lab.loras import RECIPES
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument("--cache", type=Path, default=icons.default_cache(), help="downloads")
     compare = commands.add_parser("benchmark", help="compare methods of fusion by pictures and figures")
     benchmark.add_arguments(compare, WEIGHTS)
+    fronts.add_arguments(commands.add_parser("fronts", help="compare methods over their whole balance"))
     return root
 
 
@@ -65,6 +67,9 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "benchmark":
         torch.set_num_threads(1)
         return benchmark.run(chosen)
+    if chosen.command == "fronts":
+        torch.set_num_threads(1)
+        return fronts.run(chosen)
     torch.set_num_threads(chosen.threads)
     names = tuple(chosen.lora or RECIPES)
     job = train.Job(chosen.cache, chosen.out, chosen.minutes, chosen.steps, names)

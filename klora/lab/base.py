@@ -75,22 +75,30 @@ def denoising_loss(
 
 
 def train(
-    cache: Path, latents: Tensor, contexts: Tensor, plan: Plan, minutes: float, start: nn.Module | None = None
+    cache: Path,
+    latents: Tensor,
+    contexts: Tensor,
+    plan: Plan,
+    minutes: float,
+    start: nn.Module | None = None,
+    often: Tensor | None = None,
 ) -> Loop:
     """Train or go on training the denoiser.
 
-    `latents` [subjects, styles, 4, 8, 8] are the pictures, `contexts` [n, 77, 48] the encoded `base_prompts`;
-    `start` is a denoiser to begin with, where no checkpoint is kept.
+    `latents` [subjects, styles, 4, h, w] are the pictures, `contexts` [n, 77, width] the encoded
+    `base_prompts`; `start` is a denoiser to begin with, where no checkpoint is kept; `often` [styles] says
+    how often each style is shown, all alike where it is not given.
     """
     torch.manual_seed(plan.seed)
     loop = Loop("base", cache / "checkpoints", start or build_denoiser(), plan)
     subjects, styles = latents.shape[:2]
+    shares = torch.ones(styles) if often is None else often
     levels = noise_levels().to(device())
     latents, contexts = latents.to(device()), contexts.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
         subject = torch.randint(subjects, (BATCH,), generator=generator)
-        style = torch.randint(styles, (BATCH,), generator=generator)
+        style = torch.multinomial(shares, BATCH, replacement=True, generator=generator)
         chance = torch.rand(BATCH, generator=generator)
         prompt = 1 + subjects + subject * styles + style
         prompt = torch.where(chance < DROP_PROMPT + DROP_STYLE, 1 + subject, prompt)

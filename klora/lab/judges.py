@@ -274,6 +274,26 @@ def _in_eight_bits(value: Tensor) -> tuple[Tensor, Tensor]:
     return (value / step).round().clamp(-127, 127).to(torch.int8), step
 
 
+def pack(rooms: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights of some networks under their names: matrices and kernels in 8 bits, others in 16."""
+    named: dict[str, Tensor] = {}
+    for room, network in rooms.items():
+        for key, value in network.state_dict().items():
+            if value.ndim < 2:
+                named[f"{room}.{key}"] = value.half().contiguous()
+            else:
+                named[f"{room}.{key}"], named[f"{room}.{key}{_STEP}"] = _in_eight_bits(value)
+    return named
+
+
+def unpack(stored: dict[str, Tensor], rooms: dict[str, nn.Module]) -> None:
+    """Set the weights of some networks to what `pack` made of them."""
+    steps = {key.removesuffix(_STEP): stored[key].float() for key in stored if key.endswith(_STEP)}
+    for room, network in rooms.items():
+        keys = {key: f"{room}.{key}" for key in network.state_dict()}
+        network.load_state_dict({k: stored[one].float() * steps.get(one, 1.0) for k, one in keys.items()})
+
+
 @dataclass
 class Judges:
     """The trained judges."""
@@ -295,27 +315,15 @@ class Judges:
         """Write both judges to one file: matrices and kernels in 8 bits, the rest in 16-bit floats."""
         from safetensors.torch import save_file
 
-        rooms = {"subject": self.subject, "style": self.style}
-        named: dict[str, Tensor] = {}
-        for room, network in rooms.items():
-            for key, value in network.state_dict().items():
-                if value.ndim < 2:
-                    named[f"{room}.{key}"] = value.half().contiguous()
-                else:
-                    named[f"{room}.{key}"], named[f"{room}.{key}{_STEP}"] = _in_eight_bits(value)
-        save_file(named, path)
+        save_file(pack({"subject": self.subject, "style": self.style}), path)
 
     @classmethod
     def load(cls, path: Path) -> Judges:
         """Read the judges from their file."""
         from safetensors.torch import load_file
 
-        stored = load_file(path)
-        steps = {key.removesuffix(_STEP): stored[key].float() for key in stored if key.endswith(_STEP)}
         judges = cls(subject_classifier().eval(), style_classifier().eval())
-        for room, network in (("subject", judges.subject), ("style", judges.style)):
-            keys = {key: f"{room}.{key}" for key in network.state_dict()}
-            network.load_state_dict({k: stored[one].float() * steps.get(one, 1.0) for k, one in keys.items()})
+        unpack(load_file(path), {"subject": judges.subject, "style": judges.style})
         return judges
 
     @classmethod

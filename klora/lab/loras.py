@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +92,60 @@ def lesson(cache: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
     return pictures(cache, subjects, (style,)), [world.prompt(subject, style) for subject in subjects]
 
 
+class Training(Protocol):
+    """What it takes to train one LoRA on given drawings."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file and of the checkpoint."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Rank in every layer."""
+        ...
+
+    @property
+    def alpha(self) -> int:
+        """The delta is alpha / rank times up @ down."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Ends of the names of the layers that are trained."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Pictures in each step."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Learning rate."""
+        ...
+
+    @property
+    def trigger(self) -> str:
+        """The words that call it."""
+        ...
+
+
 def train(model: Model, recipe: Recipe, cache: Path) -> dict[str, Tensor]:
     """Train one LoRA and return its tensors under kohya's names."""
+    return fit(model, recipe, *lesson(cache, recipe), cache)
+
+
+def fit(model: Model, recipe: Training, drawn: Tensor, prompts: list[str], cache: Path) -> dict[str, Tensor]:
+    """Train one LoRA on drawings [n, 3, h, w] in bytes and their prompts; tensors under kohya's names."""
     from peft import LoraConfig, get_peft_model_state_dict
 
     torch.manual_seed(0)
-    drawn, prompts = lesson(cache, recipe)
     latents = encode_pictures(model.autoencoder, drawn)
     with torch.no_grad():
         contexts = model.text_encoder(tokens.encode([*prompts, ""])).last_hidden_state
@@ -132,7 +180,7 @@ def kohya_tensors(trained: dict[str, Tensor], alpha: int) -> dict[str, Tensor]:
     return named
 
 
-def save(named: dict[str, Tensor], recipe: Recipe, folder: Path) -> Path:
+def save(named: dict[str, Tensor], recipe: Training, folder: Path) -> Path:
     """Write a LoRA with the metadata that trainers write."""
     from safetensors.torch import save_file
 

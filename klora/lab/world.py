@@ -21,24 +21,24 @@ SIZE = 64
 """Edge of a picture in pixels."""
 
 
-def _listed(names: str) -> tuple[str, ...]:
+def listed(names: str) -> tuple[str, ...]:
     """Names written with spaces between them."""
     return tuple(names.split())
 
 
-DEVELOPMENT_SUBJECTS: tuple[str, ...] = _listed(
+DEVELOPMENT_SUBJECTS: tuple[str, ...] = listed(
     "strawberry penguin cactus guitar rocket snail mushroom pineapple camera frog sailboat crown"
 )
 """Held-out subjects for choosing defaults."""
 
-TEST_SUBJECTS: tuple[str, ...] = _listed(
+TEST_SUBJECTS: tuple[str, ...] = listed(
     "tulip octopus watermelon bomb koala trumpet helicopter turtle ghost hamburger banana elephant"
 )
 """Held-out subjects that are only reported."""
 
 HELD_OUT_SUBJECTS = DEVELOPMENT_SUBJECTS + TEST_SUBJECTS
 
-BASE_SUBJECTS: tuple[str, ...] = _listed(
+BASE_SUBJECTS: tuple[str, ...] = listed(
     """
     airplane alien ambulance amphora anchor ant automobile avocado backpack bacon badminton baguette-bread
     balloon bank baseball basketball bat bathtub battery bear bed beer-mug bell bicycle bird birthday-cake
@@ -65,7 +65,7 @@ BASE_SUBJECTS: tuple[str, ...] = _listed(
 )
 """Subjects that the base model knows; all styles draw every one of them."""
 
-STYLE_LORA_VALIDATION: tuple[str, ...] = _listed(
+STYLE_LORA_VALIDATION: tuple[str, ...] = listed(
     "fox castle butterfly pear sunflower dolphin rooster robot tractor owl lemon bicycle"
 )
 """Base subjects kept out of the style LoRAs' training; a style LoRA alone is judged on these."""

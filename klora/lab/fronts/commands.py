@@ -1,0 +1,72 @@
+"""``python -m klora.lab fronts``: run the study and report it."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from klora.errors import KloraError
+from klora.lab.fronts import methods, report
+from klora.lab.fronts.store import Sampling, Store
+from klora.lab.fronts.study import Study, make_all
+from klora.lab.world2.pairs import HALVES, WORLDS, all_pairs
+
+SEEDS = 2
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--world", type=int, choices=list(WORLDS), default=2)
+    parser.add_argument("--half", choices=list(HALVES), default=HALVES[0])
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="such as 'K-LoRA keep=0.7'")
+    parser.add_argument("--subjects", nargs="+", metavar="NAME")
+    parser.add_argument("--styles", nargs="+", metavar="NAME")
+    parser.add_argument("--balances", nargs="+", type=float, default=list(methods.BALANCES))
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each pair (default: {SEEDS})")
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of world 2's weights")
+    parser.add_argument("--out", type=Path, default=Path("klora-out") / "fronts", help="scores and reports")
+    parser.add_argument("--list", action="store_true", help="list the study's methods and make nothing")
+
+
+def run(chosen: Namespace) -> int:
+    """Make what is missing and report; balances are chosen on the development half."""
+    if chosen.list:
+        print("\n".join(methods.study()))
+        return 0
+    sampling = Sampling(chosen.weights, chosen.guidance_scale, chosen.steps)
+    names = dict.fromkeys(chosen.methods or methods.study())
+    study = Study(
+        Store(chosen.out / "scores", sampling),
+        [methods.method(name) for name in names],
+        all_pairs(chosen.world, chosen.half, sampling.loras, chosen.subjects, chosen.styles),
+        range(chosen.seeds),
+        tuple(chosen.balances),
+    )
+    make_all(study)
+    fronts = [study.front(method) for method in study.methods]
+    kept = chosen.out / f"balances-{chosen.world}-{chosen.guidance_scale:g}.json"
+    balances = _balances(chosen.half, fronts, kept)
+    references = report.references_of(fronts, balances)
+    made = report.rows(fronts, balances, references)
+    title = f"World {chosen.world}, {chosen.half} half, guidance {chosen.guidance_scale:g}"
+    stem = chosen.out / f"world-{chosen.world}-{chosen.half}-{chosen.guidance_scale:g}"
+    print(report.table(made))
+    print("written: " + ", ".join(map(str, report.write(made, fronts, references, title, stem))))
+    return 0
+
+
+def _balances(half: str, fronts: list[report.Front], path: Path) -> dict[str, float]:
+    """The balances of all methods: found on the development half, and read from there for the test half."""
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if half == HALVES[0]:
+        known |= report.chosen_balances(fronts)
+        path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    unknown = [front.method for front in fronts if front.method not in known]
+    if unknown:
+        raise KloraError(
+            f"the balance of {', '.join(unknown)} is not chosen yet; run the {HALVES[0]} half first."
+        )
+    return known

@@ -1,0 +1,103 @@
+"""Methods by name: a rule and its settings as text, ``K-LoRA keep=0.7 guidance=content style_weight=1.3``.
+
+Every setting that a name does not say has the value written here, so that a default that changes later does
+not change what a name means. Balance is no part of a name: every method is run over all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from klora.errors import KloraError
+from klora.rules import RULES
+from klora.settings import Settings
+
+FIXED: Mapping[str, object] = {
+    "content_weight": 1.0,
+    "style_weight": 1.0,
+    "guidance": "both",
+    "schedule": "S",
+    "alpha": 1.5,
+    "beta": "auto",
+    "top_k": "rank",
+    "gamma": "paper",
+    "clock": "step",
+    "other_layers": "both",
+    "keep": 0.0,
+    "tau": 1.0,
+    "content_from": 1.0,
+    "content_to": 1.0,
+    "style_from": 1.0,
+    "style_to": 1.0,
+}
+"""What a setting is where a name does not say it."""
+
+ADDED = "weights"
+"""The rule that adds."""
+
+BALANCES: tuple[float, ...] = (-0.9, -0.7, -0.5, -0.3, -0.15, 0.0, 0.15, 0.3, 0.5, 0.7, 0.9)
+"""The values of the balance over which every method is run, from subject to style."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule with its settings; two of the same ``name`` are the same method."""
+
+    name: str
+    settings: Settings
+
+    def at(self, balance: float) -> Settings:
+        """The settings at one balance."""
+        return self.settings.replace(balance=balance)
+
+
+def method(name: str) -> Method:
+    """The method that a name says; raises `KloraError` for an unknown rule or setting, or a bad value."""
+    known = sorted((rule.name for rule in RULES), key=len, reverse=True)
+    rule = next((one for one in known if name == one or name.startswith(f"{one} ")), None)
+    if rule is None:
+        raise KloraError(f"there is no rule in {name!r}; begin with one of: {', '.join(sorted(known))}.")
+    changes: dict[str, object] = {}
+    for part in name[len(rule) :].split():
+        key, equals, value = part.partition("=")
+        if not equals or key == "balance":
+            raise KloraError(f"method {name!r}: write NAME=VALUE for each setting but balance, not {part!r}.")
+        changes[key] = value
+    return Method(name, Settings.from_mapping({**FIXED, **changes, "rule": rule}))
+
+
+def crossed(names: tuple[str, ...], guidances: tuple[str, ...]) -> tuple[str, ...]:
+    """Every name with every guidance; ``both`` goes without saying."""
+    return tuple(name if one == "both" else f"{name} guidance={one}" for one in guidances for name in names)
+
+
+PLAIN: tuple[str, ...] = (
+    "weights",
+    "weights style_weight=1.3",
+    "weights style_weight=1.7",
+    "weights content_weight=0.8 style_weight=0.8",
+    "weights content_weight=1.2 style_weight=1.2",
+    "weights content_from=1 content_to=0.6 style_from=0.6 style_to=1",
+    "K-LoRA",
+    "K-LoRA schedule=S*",
+    "K-LoRA keep=0.3",
+    "K-LoRA keep=0.5",
+    "K-LoRA keep=0.7",
+    "K-LoRA keep=0.7 style_weight=1.3",
+    "smooth",
+    "smooth tau=0.5",
+    "smooth style_weight=1.3",
+    "EST",
+    "turns",
+)
+"""The rules and settings that are compared, each crossed with `GUIDANCES`."""
+
+GUIDANCES: tuple[str, ...] = ("both", "content", "none", "1.5", "2", "3")
+PUBLISHED: tuple[str, ...] = ("K-LoRA", "K-LoRA schedule=S*")
+"""K-LoRA as published, which every method is compared with."""
+
+
+def study() -> tuple[str, ...]:
+    """All methods of the study."""
+    return crossed(PLAIN, GUIDANCES)

@@ -1,0 +1,93 @@
+"""The gates of world 2: what the model and each LoRA alone must reach before any word about fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from klora.lab import loras, samples, world
+from klora.lab.autoencoder import reconstruct, signal_to_noise, to_signed
+from klora.lab.gates import Gate
+from klora.lab.model import Model
+from klora.lab.world2.drawing import kinds_in_style
+from klora.lab.world2.judges import Judges, accuracies
+from klora.lab.world2.kinds import KINDS, SUBJECTS
+from klora.lab.world2.lessons import STYLE_NAMES
+from klora.lab.world2.loras import strength
+from klora.lab.world2.recipes import RECIPES, STYLE, STYLE_VALIDATION, Recipe
+from klora.lab.world2.scoring import subject_scores
+from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES
+
+CONTENT_SEEDS = tuple(range(10))
+STYLE_SEEDS = (0, 1)
+EVERY = 5
+"""Of the kinds, each fifth is drawn for the gates of the base model, in every base style."""
+
+
+def autoencoder_gates(model: Model, cache: Path) -> list[Gate]:
+    """Reconstruction of every eleventh kind: the mean over the base styles counts, the rest is recorded."""
+    noises = {}
+    for style in STYLES.values():
+        true = to_signed(kinds_in_style(cache, KINDS, style, "kinds")[::11])
+        noises[style.name] = signal_to_noise(reconstruct(model.autoencoder, true), true)
+    base = sum(noises[style.name] for style in BASE_STYLES) / len(BASE_STYLES)
+    record = [Gate(f"autoencoder, {name}, dB", noise, 0) for name, noise in noises.items()]
+    return [Gate("autoencoder, base styles, dB", base, 30.0), *record]
+
+
+def judge_gates(judges: Judges, model: Model, cache: Path) -> list[Gate]:
+    """Accuracy of the judges on drawings kept out of their lessons."""
+    found = accuracies(judges, cache, model.autoencoder)
+    return [Gate(f"judge of {name}", value, 0.97) for name, value in found.items()]
+
+
+def named(judges: Judges, made: Tensor, kinds: Sequence[str], styles: Sequence[str]) -> tuple[float, float]:
+    """Share of pictures [n, 3, 128, 128] in bytes whose kind, and whose style, is as asked."""
+    kind = torch.tensor([SUBJECTS.index(name) for name in kinds])
+    style = torch.tensor([STYLE_NAMES.index(name) for name in styles])
+    seen, _ = judges.kinds_and_things(made)
+    return (
+        float((seen.argmax(1) == kind).float().mean()),
+        float((judges.styles(made).argmax(1) == style).float().mean()),
+    )
+
+
+def base_gates(model: Model, judges: Judges) -> list[Gate]:
+    """Samples of every fifth kind in every base style."""
+    wanted = [(kind, style) for kind in KINDS[::EVERY] for style in BASE_STYLES]
+    prompts = [world.prompt(kind, style) for kind, style in wanted]
+    made = samples.generate(samples.pipeline(model), prompts, range(len(prompts)))
+    kind, style = named(judges, made, [one for one, _ in wanted], [one.name for _, one in wanted])
+    return [Gate("base, kind", kind, 0.95), Gate("base, style", style, 0.95)]
+
+
+def lora_gates(model: Model, judges: Judges, recipe: Recipe, path: Path) -> list[Gate]:
+    """Samples with one LoRA alone: content in `CONTENT_STYLE`, a style of kinds that its lesson lacked."""
+    word = recipe.trigger if recipe.kind == STYLE else f"{STYLES[CONTENT_STYLE].word} style"
+    shown = STYLE_VALIDATION if recipe.kind == STYLE else (recipe.subject,)
+    seeds = STYLE_SEEDS if recipe.kind == STYLE else CONTENT_SEEDS
+    wanted = [(subject, seed) for subject in shown for seed in seeds]
+    called = [world.words(s) if recipe.kind == STYLE else recipe.trigger for s, _ in wanted]
+    with loras.merged(model.denoiser, path):
+        made = samples.generate(
+            samples.pipeline(model), [f"{one}, {word}" for one in called], [seed for _, seed in wanted]
+        )
+    size = Gate(f"{recipe.name}, norm", strength(path), 0)
+    if recipe.kind == STYLE:
+        kind, style = named(judges, made, [s for s, _ in wanted], [recipe.subject] * len(wanted))
+        return [Gate(f"{recipe.name}, style", style, 0.9), Gate(f"{recipe.name}, kind", kind, 0.9), size]
+    identity = float(subject_scores(judges, recipe, made)[1].float().mean())
+    return [Gate(f"{recipe.name}, identity", identity, 0.9), size]
+
+
+def all_gates(model: Model, judges: Judges, cache: Path, folder: Path) -> list[Gate]:
+    """Every gate; of the LoRAs, those whose files are there."""
+    found = autoencoder_gates(model, cache) + judge_gates(judges, model, cache) + base_gates(model, judges)
+    for recipe in RECIPES.values():
+        path = folder / f"{recipe.name}.safetensors"
+        if path.exists():
+            found += lora_gates(model, judges, recipe, path)
+    return found

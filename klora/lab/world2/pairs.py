@@ -1,0 +1,79 @@
+"""The pairs of both worlds: a content LoRA and a style LoRA of the same half.
+
+World 1 is the hard case: subjects that the base model does not know even by kind. In world 2 a subject is an
+individual of a kind that it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from klora.errors import KloraError
+from klora.lab.world2.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe
+
+WORLDS: dict[int, str] = {1: STRANGER, 2: INDIVIDUAL}
+"""Which content LoRAs a world's pairs have."""
+HALVES: tuple[str, ...] = ("development", "test")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A content LoRA and a style LoRA; ``folder`` holds their files."""
+
+    content: Recipe
+    style: Recipe
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """``bear-top-hat + riso``."""
+        return f"{self.content.subject} + {self.style.subject}"
+
+    @property
+    def prompt(self) -> str:
+        """What a user writes: both triggers."""
+        return f"{self.content.trigger}, {self.style.trigger}"
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The content LoRA's file and the style LoRA's."""
+        content, style = (self.folder / f"{one.name}.safetensors" for one in (self.content, self.style))
+        return content, style
+
+
+def recipes_of(kind: str, half: str, names: Sequence[str] | None = None) -> list[Recipe]:
+    """The recipes of a kind and a half, or those that are named; raises `KloraError` for an unknown name."""
+    there = {one.subject: one for one in RECIPES.values() if one.kind == kind and one.half == half}
+    unknown = set(names or ()) - set(there)
+    if unknown:
+        raise KloraError(
+            f"the {half} half has no {kind} {', '.join(sorted(unknown))}; there are: {', '.join(there)}."
+        )
+    return [there[name] for name in names] if names else list(there.values())
+
+
+def all_pairs(
+    world: int,
+    half: str,
+    folder: Path,
+    subjects: Sequence[str] | None = None,
+    styles: Sequence[str] | None = None,
+) -> list[Pair]:
+    """Every subject of a world's half with every style of the half, subject by subject.
+
+    Raises `KloraError` for a file that is missing.
+    """
+    pairs = [
+        Pair(content, style, folder)
+        for content in recipes_of(WORLDS[world], half, subjects)
+        for style in recipes_of(STYLE, half, styles)
+    ]
+    for pair in pairs:
+        for file in pair.files:
+            if not file.exists():
+                raise KloraError(
+                    f"the LoRA {file.stem} is not in {folder}; train it: python -m klora.lab.world2"
+                )
+    return pairs

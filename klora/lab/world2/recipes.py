@@ -1,0 +1,150 @@
+"""How the LoRAs of world 2 are trained: as differently as people train those that they mix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from klora.lab import world
+from klora.lab.loras import ATTENTION, WHOLE
+from klora.lab.world2.individuals import INDIVIDUALS, Individual
+from klora.lab.world2.kinds import STRANGERS
+from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES, STYLES_OF_HALF
+
+CONVOLUTIONS: tuple[str, ...] = (*WHOLE, "conv1", "conv2")
+"""All linear layers and the convolutions of the residual blocks."""
+
+INDIVIDUAL, STRANGER, STYLE = "individual", "stranger", "style"
+
+
+@dataclass(frozen=True)
+class Build:
+    """The form of a LoRA and how hard it is trained."""
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...]
+    drawings: int
+    """From how many drawings it learns."""
+    steps: int = 300
+    rate: float = 4e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One LoRA of world 2."""
+
+    name: str
+    kind: str
+    """`INDIVIDUAL`, `STRANGER` or `STYLE`."""
+    half: str
+    subject: str
+    """Name of the individual, of the stranger, or of the style."""
+    trigger: str
+    build: Build
+    batch: int = 8
+
+    @property
+    def rank(self) -> int:
+        """Rank in every layer."""
+        return self.build.rank
+
+    @property
+    def alpha(self) -> int:
+        """The delta is alpha / rank times up @ down."""
+        return self.build.alpha
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Ends of the names of the layers that are trained."""
+        return self.build.targets
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training."""
+        return self.build.steps
+
+    @property
+    def rate(self) -> float:
+        """Learning rate."""
+        return self.build.rate
+
+
+CONTENT_BUILDS: tuple[Build, ...] = (
+    Build(4, 4, ATTENTION, 1),
+    Build(4, 4, WHOLE, 1, steps=250),
+    Build(4, 2, ATTENTION, 2),
+    Build(8, 8, ATTENTION, 1, steps=500),
+    Build(4, 4, ATTENTION, 3),
+    Build(4, 1, WHOLE, 1, rate=8e-3),
+    Build(4, 8, ATTENTION, 1, steps=400),
+    Build(16, 8, ATTENTION, 1),
+    Build(4, 4, ATTENTION, 4, steps=400),
+    Build(4, 4, CONVOLUTIONS, 1, steps=250),
+    Build(4, 4, ATTENTION, 1, steps=600, rate=6e-3),
+    Build(32, 16, ATTENTION, 2),
+    Build(4, 4, WHOLE, 2, steps=400),
+    Build(8, 4, ATTENTION, 1),
+    Build(4, 4, ATTENTION, 1, steps=250),
+    Build(4, 8, ATTENTION, 3, steps=400),
+)
+"""The forms of the sixteen individuals' LoRAs of a half, in their order; the halves are built alike."""
+
+STRANGER_BUILDS: tuple[Build, ...] = (
+    Build(4, 4, ATTENTION, 1),
+    Build(4, 4, WHOLE, 1),
+    Build(4, 2, ATTENTION, 2, steps=400),
+    Build(4, 4, ATTENTION, 1, steps=500),
+    Build(4, 4, ATTENTION, 3, steps=400),
+    Build(4, 8, WHOLE, 1),
+    Build(4, 4, ATTENTION, 1, rate=6e-3),
+    Build(8, 8, ATTENTION, 2, steps=400),
+)
+"""The forms of the eight strangers' LoRAs of a half."""
+
+STYLE_BUILDS: tuple[Build, ...] = (
+    Build(4, 4, ATTENTION, 8, steps=350),
+    Build(8, 8, WHOLE, 6, steps=350, rate=2e-3),
+    Build(16, 8, ATTENTION, 6, steps=350),
+    Build(4, 4, CONVOLUTIONS, 4, steps=350, rate=2e-3),
+)
+"""The forms of the four styles' LoRAs of a half."""
+
+STYLE_LESSONS: tuple[str, ...] = world.listed("sunflower anchor squid bicycle castle lemon crab umbrella")
+"""Kinds whose drawings teach a style, the first of them where it learns from fewer."""
+
+STYLE_VALIDATION: tuple[str, ...] = world.listed(
+    "butterfly dolphin rooster telephone doughnut scissors violin airplane key tent bell bread"
+)
+"""Kinds that no style LoRA's lesson shows; a style LoRA alone is judged on these."""
+
+
+def _individual(half: str, one: Individual, build: Build) -> Recipe:
+    return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, build)
+
+
+def _stranger(half: str, kind: str, build: Build) -> Recipe:
+    return Recipe(f"content-{kind}", STRANGER, half, kind, world.words(kind), build)
+
+
+def _style(half: str, name: str, build: Build) -> Recipe:
+    return Recipe(f"style-{name}", STYLE, half, name, f"{STYLES[name].word} style", build)
+
+
+def _recipes() -> list[Recipe]:
+    made = []
+    for half in INDIVIDUALS:
+        styles = zip(STYLES_OF_HALF[half], STYLE_BUILDS, strict=True)
+        made += [_style(half, style.name, build) for style, build in styles]
+        people = zip(INDIVIDUALS[half], CONTENT_BUILDS, strict=True)
+        made += [_individual(half, one, build) for one, build in people]
+        strangers = zip(STRANGERS[half], STRANGER_BUILDS, strict=True)
+        made += [_stranger(half, kind, build) for kind, build in strangers]
+    return made
+
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _recipes()}
+
+LESSON_STYLES: tuple[str, ...] = tuple(
+    sorted((style.name for style in BASE_STYLES), key=lambda name: name != CONTENT_STYLE)
+)
+"""Base styles in the order in which a content LoRA's drawings come: `CONTENT_STYLE` first."""

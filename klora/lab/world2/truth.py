@@ -1,0 +1,62 @@
+"""The true drawings of all pairs in one lossless picture, so that nothing but training needs the icon sets.
+
+A row for each content LoRA; in it the style that taught it and the styles of its half. The picture's own
+metadata names rows and columns, so that it cannot be read by the wrong list.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klora.errors import KloraError
+from klora.lab.world2.loras import true_picture
+from klora.lab.world2.recipes import RECIPES, STYLE, Recipe
+from klora.lab.world2.styles import CONTENT_STYLE, SIZE, STYLES_OF_HALF
+
+NAME = "truth.png"
+_KEY = "klora-truth"
+
+
+def _columns(recipe: Recipe) -> list[str]:
+    """The styles in which a content LoRA's subject is kept."""
+    return [CONTENT_STYLE, *(style.name for style in STYLES_OF_HALF[recipe.half])]
+
+
+def write(cache: Path, path: Path) -> Path:
+    """Draw the subject of every content LoRA in the styles of its half."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    contents = [recipe for recipe in RECIPES.values() if recipe.kind != STYLE]
+    rows = [
+        np.concatenate([true_picture(cache, recipe, style) for style in _columns(recipe)], axis=1)
+        for recipe in contents
+    ]
+    metadata = PngInfo()
+    metadata.add_text(_KEY, json.dumps({recipe.name: _columns(recipe) for recipe in contents}))
+    Image.fromarray(np.concatenate(rows)).save(path, pnginfo=metadata, optimize=True)
+    drawings.cache_clear()
+    return path
+
+
+@lru_cache(maxsize=2)
+def drawings(path: Path) -> dict[tuple[str, str], Tensor]:
+    """Every kept drawing by the content LoRA's name and the style's, each [3, 128, 128] in bytes."""
+    from PIL import Image
+
+    if not path.exists():
+        raise KloraError(f"{path.name} is missing; draw it: python -m klora.lab.world2 --stage truth")
+    with Image.open(path) as image:
+        told: dict[str, list[str]] = json.loads(image.info[_KEY])
+        sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return {
+        (name, style): sheet[:, row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE].clone()
+        for row, (name, styles) in enumerate(told.items())
+        for column, style in enumerate(styles)
+    }

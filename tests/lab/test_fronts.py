@@ -1,0 +1,259 @@
+"""Fronts: names of methods, the batched sampler against the pipeline, and the statistics by slow formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+for module in ("diffusers", "transformers", "PIL", "scipy", "matplotlib"):
+    pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
+
+from klora.errors import KloraError  # noqa: E402
+from klora.lab import checkpoint, loras, model, samples  # noqa: E402
+from klora.lab.fronts import branches, methods, report, sampling, statistics  # noqa: E402
+from klora.lab.fronts.dealing import Dealt, by_the_engine  # noqa: E402
+from klora.lab.fronts.statistics import Front  # noqa: E402
+from klora.lab.fronts.store import Sampling, Store  # noqa: E402
+from klora.lab.fronts.study import Study  # noqa: E402
+from klora.lab.world2 import judges, truth  # noqa: E402
+from klora.lab.world2.pairs import Pair  # noqa: E402
+from klora.lab.world2.recipes import RECIPES, Recipe  # noqa: E402
+from klora.lab.world2.scoring import MEASURES  # noqa: E402
+
+STEPS = 3
+CONTENT, STYLE = RECIPES["content-bear-top-hat"], RECIPES["style-neon"]
+
+
+def random_lora(recipe: Recipe, denoiser: torch.nn.Module, folder: Path, seed: int) -> Path:
+    """A LoRA of the recipe's shape with random weights, strong enough to change a picture."""
+    chance = torch.Generator().manual_seed(seed)
+    named = {}
+    for stem, module in loras.layers(denoiser).items():
+        if not any(stem.endswith(target.replace(".", "_")) for target in recipe.targets):
+            continue
+        out_width, in_width, *edge = module.weight.shape
+        down = torch.randn(recipe.rank, in_width, *edge, generator=chance) / in_width**0.5
+        up = 0.3 * torch.randn(out_width, recipe.rank, *[1 for _ in edge], generator=chance)
+        named[f"{stem}.lora_down.weight"], named[f"{stem}.lora_up.weight"] = down.half(), up.half()
+        named[f"{stem}.alpha"] = torch.tensor(float(recipe.alpha)).half()
+    return loras.save(named, recipe, folder)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained world 2: checkpoint, judges, a pair, and a true drawing."""
+    folder = tmp_path_factory.mktemp("world2")
+    torch.manual_seed(0)
+    made = model.build_model(model.SECOND)
+    checkpoint.export(made, folder, shape=model.SECOND)
+    judges.Judges(judges.SubjectJudge(), judges.style_judge()).save(folder / "judges.safetensors")
+    for seed, recipe in enumerate((CONTENT, STYLE)):
+        random_lora(recipe, made.denoiser, folder / "loras", seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(lab: Path) -> model.Model:
+    return checkpoint.load(lab / "klora-lab.safetensors", model.SECOND)
+
+
+@pytest.fixture
+def pair(lab: Path) -> Pair:
+    return Pair(CONTENT, STYLE, lab / "loras")
+
+
+def test_a_name_says_rule_and_settings() -> None:
+    found = methods.method("K-LoRA keep=0.7 guidance=content style_weight=1.3")
+    assert found.settings.rule == "K-LoRA"
+    assert (found.settings.keep, found.settings.guidance, found.settings.style_weight) == (
+        0.7,
+        "content",
+        1.3,
+    )
+    assert found.at(0.5).balance == 0.5
+    assert found.settings.schedule == "S"
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "K-LoRA keep", "K-LoRA balance=0.5", "K-LoRA keep=2", "smooth x=1"]
+)
+def test_a_bad_name_is_refused(name: str) -> None:
+    with pytest.raises(KloraError):
+        methods.method(name)
+
+
+def test_every_method_of_the_study_is_one() -> None:
+    names = methods.study()
+    assert len(names) == len(set(names))
+    assert all(methods.method(name).name == name for name in names)
+    assert len(methods.BALANCES) >= 7
+    assert 0.0 in methods.BALANCES
+
+
+def _merged_picture(trained: model.Model, pair: Pair, shares: tuple[float, float], seed: int) -> torch.Tensor:
+    """What the pipeline makes of the LoRAs merged with these weights."""
+    content, style = pair.files
+    with loras.merged(trained.denoiser, content, shares[0]), loras.merged(trained.denoiser, style, shares[1]):
+        return samples.generate(samples.pipeline(trained), [pair.prompt], [seed], STEPS, 4.0)[0]
+
+
+def _constant(names: tuple[str, ...], shares: tuple[float, float]) -> Dealt:
+    table = np.broadcast_to(np.array(shares), (STEPS, len(names), 2))
+    return Dealt(names, table, table)
+
+
+def test_a_batch_of_shares_makes_the_pipelines_pictures(trained: model.Model, pair: Pair) -> None:
+    both = branches.pair_of(trained.denoiser, *pair.files)
+    cases = [((1.0, 1.0), 0), ((0.6, 0.9), 1), ((0.0, 0.0), 2), ((0.0, 1.3), 0)]
+    wanted = [sampling.Wanted(seed, _constant(both.names, shares), 4.0) for shares, seed in cases]
+    made = sampling.pictures(trained, both, pair.prompt, wanted, STEPS)
+    for picture, (shares, seed) in zip(made, cases, strict=True):
+        expected = _merged_picture(trained, pair, shares, seed)
+        assert (picture.int() - expected.int()).abs().max() <= 1
+    apart = (made[0].int() - made[1].int()).abs().float().mean()
+    assert apart > 1  # the LoRAs are strong enough for the comparison to mean something
+
+
+def test_passes_of_the_guidance_have_shares_of_their_own(trained: model.Model, pair: Pair) -> None:
+    both = branches.pair_of(trained.denoiser, *pair.files)
+    ones, content_alone = _constant(both.names, (1.0, 1.0)), _constant(both.names, (1.0, 0.0))
+    dealt = Dealt(both.names, ones.conditional, content_alone.conditional)
+    made = sampling.pictures(trained, both, pair.prompt, [sampling.Wanted(5, dealt, 4.0)], STEPS)[0]
+    expected = _two_merged_forwards(trained, pair, 5)
+    assert (made.int() - expected.int()).abs().max() <= 1
+
+
+@torch.no_grad()
+def _two_merged_forwards(trained: model.Model, pair: Pair, seed: int) -> torch.Tensor:
+    """The slow way: at each step one forward without the style and one with, on merged weights."""
+    from klora.lab import tokens
+
+    content, style = pair.files
+    contexts = trained.text_encoder(tokens.encode(["", pair.prompt])).last_hidden_state
+    solver = sampling.scheduler()
+    solver.set_timesteps(STEPS)
+    latents = (
+        torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) * solver.init_noise_sigma
+    )
+    for when in solver.timesteps:
+        with loras.merged(trained.denoiser, content):
+            without = trained.denoiser(latents, when, contexts[:1]).sample
+            with loras.merged(trained.denoiser, style):
+                guided = trained.denoiser(latents, when, contexts[1:]).sample
+        latents = solver.step(without + 4 * (guided - without), when, latents).prev_sample
+    drawn = trained.autoencoder.decode(latents / model.LATENT_SCALE).sample[0]
+    return ((drawn / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+
+
+def test_adding_is_dealt_ones_and_guidance_spares_the_unconditional_pass(pair: Pair) -> None:
+    dealt = by_the_engine(*pair.files, methods.method("weights").at(0), STEPS, 4.0)
+    assert (dealt.conditional == 1).all()
+    assert (dealt.unconditional == 1).all()
+    spared = by_the_engine(*pair.files, methods.method("weights guidance=content").at(0), STEPS, 4.0)
+    weighed = by_the_engine(*pair.files, methods.method("weights style_weight=1.3").at(0), STEPS, 4.0)
+    changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
+    assert (spared.unconditional[:, changed, 1] == 0).all()
+    assert (weighed.conditional[:, changed, 1] == 1.3).all()
+
+
+def test_a_studys_pictures_are_scored_once(lab: Path, pair: Pair) -> None:
+    drawn = np.zeros((128, 128, 3), np.uint8)
+    _write_truth(lab / truth.NAME, drawn)
+    study = Study(
+        Store(lab / "scores", Sampling(lab, steps=2)),
+        [methods.method("weights"), methods.method("K-LoRA")],
+        [pair],
+        range(2),
+        (-0.5, 0.0, 0.5),
+    )
+    assert sum(study.make(pair)) == 12
+    assert not study.open_tasks(pair)
+    front = study.front(study.methods[0])
+    assert front.values.shape == (1, 3, len(MEASURES))
+    more = Study(study.store, study.methods, [pair], range(3), study.balances)
+    assert len(more.open_tasks(pair)) == 6
+
+
+def _write_truth(path: Path, drawn: np.ndarray) -> None:
+    import json
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    metadata = PngInfo()
+    metadata.add_text("klora-truth", json.dumps({CONTENT.name: [STYLE.subject]}))
+    Image.fromarray(drawn).save(path, pnginfo=metadata)
+
+
+_points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+@settings(deadline=None)
+@given(_points)
+def test_the_area_is_that_of_all_corners_together(points: list[tuple[float, float]]) -> None:
+    style, identity = (np.array(side) for side in zip(*points, strict=True))
+    grid = (np.arange(400) + 0.5) / 400
+    covered = ((grid[:, None, None] < style) & (grid[None, :, None] < identity)).any(-1)
+    assert statistics.area(style, identity) == pytest.approx(covered.mean(), abs=0.01)
+
+
+def _front(name: str, values: np.ndarray) -> Front:
+    return Front(name, (-0.5, 0.0, 0.5), ("identity", "style"), values)
+
+
+def test_the_best_balance_is_that_of_the_means() -> None:
+    values = np.array([[[1.0, 0.0], [0.6, 0.8], [0.1, 1.0]], [[0.9, 0.1], [0.8, 0.6], [0.3, 1.0]]])
+    front = _front("a", values)
+    assert statistics.best_balance(front) == 0.0
+    reached = statistics.figure(front, statistics.measure_at(front, "harmonic", 0.0))
+    assert reached.value == pytest.approx(0.7)
+    assert reached.low <= 0.7 <= reached.high
+
+
+def test_a_paired_difference_knows_what_single_intervals_do_not() -> None:
+    chance = np.random.default_rng(0)
+    subjects = chance.uniform(0.2, 0.8, (16, 1, 1))
+    lower = _front("a", np.broadcast_to(subjects, (16, 3, 2)).copy())
+    higher = _front("b", np.clip(lower.values + 0.05, 0, 1))
+    at = [statistics.measure_at(front, "identity", 0.0) for front in (higher, lower)]
+    apart = statistics.paired(higher, at[0], lower, at[1])
+    assert apart.value == pytest.approx(0.05)
+    assert apart.excludes_zero
+    alone = [statistics.figure(front, one) for front, one in zip((higher, lower), at, strict=True)]
+    assert alone[0].low < alone[1].high
+
+
+def test_what_must_be_beaten_is_adding_at_its_best() -> None:
+    weak, strong = np.full((2, 3, 2), 0.3), np.full((2, 3, 2), 0.6)
+    fronts = [
+        _front("weights", weak),
+        _front("weights style_weight=1.3", strong),
+        _front("weights guidance=content", np.full((2, 3, 2), 0.9)),
+        _front("K-LoRA", weak),
+    ]
+    balances = report.chosen_balances(fronts)
+    assert report.best_added(fronts, balances) == "weights style_weight=1.3"
+    assert report.references_of(fronts, balances) == ["weights style_weight=1.3", "K-LoRA"]
+
+
+def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
+    chance = np.random.default_rng(2)
+    measures = tuple(MEASURES)
+    fronts = [
+        Front(name, (-0.5, 0.0, 0.5), measures, chance.random((4, 3, len(measures))))
+        for name in ("weights", "K-LoRA", "smooth")
+    ]
+    balances = report.chosen_balances(fronts)
+    references = report.references_of(fronts, balances)
+    made = report.rows(fronts, balances, references)
+    written = report.write(made, fronts, references, "A study", tmp_path / "study")
+    assert [path.suffix for path in written] == [".md", ".json", ".png"]
+    text = written[0].read_text()
+    assert "Difference from: weights" in text
+    assert "| smooth |" in text
+    assert written[2].stat().st_size > 5000
