@@ -37,3 +37,6 @@ class Coin(Rule):
         chance = np.random.default_rng([int(contest.number("coin_seed")), moment.step])
         wins = chance.random(contest.layers) < (1 - balance) / 2
         return winner_and_loser(wins, 0.0, balance)
+
+
+RULE: Rule = Coin()

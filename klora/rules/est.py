@@ -51,3 +51,6 @@ class Est(Rule):
         side = shared.styles_side(contest.scores.style(ENERGY), self.gamma(contest), scale, balance)
         wins = contest.scores.content(ENERGY) >= side
         return winner_and_loser(wins, contest.number("keep"), balance)
+
+
+RULE: Rule = Est()

@@ -72,6 +72,9 @@ class KLora(Rule):
         return winner_and_loser(wins, contest.number("keep"), contest.number("balance"))
 
 
+RULE: Rule = KLora()
+
+
 def winner_and_loser(content_wins: NDArray[np.bool_], keep: float, balance: float) -> Numbers:
     """``[layers, 2]`` from ``[layers]`` of bool. What the loser keeps shrinks as balance turns away from
     it.

@@ -1,28 +1,25 @@
-"""All rules, in the order in which they are offered. A new one is a line here."""
+"""All rules, in the order in which they are offered. A new one is a line in `MODULES`."""
 
 from __future__ import annotations
 
-from klora.rules.coin import Coin
-from klora.rules.est import Est
-from klora.rules.k_lora import KLora
-from klora.rules.rule import Rule
-from klora.rules.shuffled import SameShare, ShuffledLayers
-from klora.rules.smooth import Smooth
-from klora.rules.time_only import TimeOnly
-from klora.rules.turns import Turns
-from klora.rules.weights import Weights
+from importlib import import_module
 
-RULES: tuple[Rule, ...] = (
-    KLora(),
-    Smooth(),
-    Est(),
-    Weights(),
-    Turns(),
-    Coin(),
-    TimeOnly(),
-    ShuffledLayers(),
-    SameShare(),
+from klora.rules.rule import Rule
+
+#: Files of this folder; each declares its ``RULE``.
+MODULES = (
+    "k_lora",
+    "smooth",
+    "est",
+    "weights",
+    "turns",
+    "coin",
+    "time_only",
+    "shuffled_layers",
+    "same_share",
 )
+
+RULES: tuple[Rule, ...] = tuple(import_module(f"klora.rules.{name}").RULE for name in MODULES)
 
 
 def rule_named(name: str) -> Rule:

@@ -1,6 +1,7 @@
 """What a rule is: it says how much of content and style each layer applies at a moment.
 
-To add a rule, write one file here with a subclass of `Rule` and add one line to `klora.rules.registry`.
+To add a rule, write one file here with a subclass of `Rule` and its `RULE`, and add its name to
+`klora.rules.registry.MODULES`: one file and one line.
 Settings, measures, UI, API, infotext, XYZ axes, command line and lab follow from it.
 """
 

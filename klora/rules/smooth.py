@@ -8,7 +8,7 @@ import numpy as np
 
 from klora.options import Setting
 from klora.rules.k_lora import KLora
-from klora.rules.rule import Contest, Numbers, side_by_side
+from klora.rules.rule import Contest, Numbers, Rule, side_by_side
 from klora.schedule import Moment
 from klora.scores import TOP_K_SUM
 
@@ -38,6 +38,9 @@ class Smooth(KLora):
         content, side = contest.scores.content(TOP_K_SUM), self.styles_side(contest, moment)
         p = _content_probability(content, side, contest.number("tau"))
         return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
+
+
+RULE: Rule = Smooth()
 
 
 def _content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:

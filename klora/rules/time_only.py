@@ -38,3 +38,6 @@ class TimeOnly(Rule):
         until = until * (1 - balance) if balance > 0 else until - balance * (1 - until)
         wins = np.full(contest.layers, moment.share_done < until)
         return winner_and_loser(wins, 0.0, balance)
+
+
+RULE: Rule = TimeOnly()

@@ -34,3 +34,6 @@ class Turns(Rule):
         of_content = round(round_of_two * (1 - contest.number("balance")) / 2)
         content = 1.0 if moment.step % round_of_two < of_content else 0.0
         return side_by_side(content, 1 - content, contest.layers)
+
+
+RULE: Rule = Turns()

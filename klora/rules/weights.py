@@ -40,6 +40,9 @@ class Weights(Rule):
         return multiplied_by_balance(side_by_side(content, style, contest.layers), contest.number("balance"))
 
 
+RULE: Rule = Weights()
+
+
 def _between(start: float, stop: float, t: Numbers | float) -> Numbers | float:
     # A constant stays exactly what the user wrote, and so does the end.
     return start if start == stop else start * (1 - t) + stop * t
