@@ -20,7 +20,19 @@ from tests.hosts.server import WebUI
 Side = tuple[str, dict[str, Any] | None]
 
 
-SIDES = ("added", "content", "style", "K-LoRA S", "K-LoRA S*")
+#: Name -> the content's and the style's tag (``{0}`` and ``{1}`` are their names), and the settings.
+SIDES: dict[str, Side] = {
+    "added": ("<lora:{0}:1><lora:{1}:1>", None),
+    "content": ("<lora:{0}:1>", None),
+    "style": ("<lora:{1}:1>", None),
+    "K-LoRA S": ("<lora:{0}:1><lora:{1}:1>", {}),
+    "K-LoRA S*": ("<lora:{0}:1><lora:{1}:1>", {"schedule": "S*"}),
+    "keep 0.5": ("<lora:{0}:1><lora:{1}:1>", {"keep": 0.5}),
+    "guidance content": ("<lora:{0}:1><lora:{1}:1>", {"guidance": "content", "rule": "weights"}),
+    "keep 0.7, guidance content": ("<lora:{0}:1><lora:{1}:1>", {"guidance": "content", "keep": 0.7}),
+    "window": ("<lora:{0}:1><lora:{1}:1:start=0.5>", None),
+    "smooth": ("<lora:{0}:1><lora:{1}:1>", {"rule": "smooth"}),
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,16 +45,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def asked_sides(content: str, style: str, options: Namespace) -> dict[str, Side]:
     """The wanted sides, of two LoRAs by name."""
-    tags = f"<lora:{content}:1>", f"<lora:{style}:1>"
-    sides: tuple[Side, ...] = (
-        ("".join(tags), None),
-        (tags[0], None),
-        (tags[1], None),
-        ("".join(tags), {}),
-        ("".join(tags), {"schedule": "S*"}),
-    )
-    known = dict(zip(SIDES, sides, strict=True))
-    return {name: side for name, side in known.items() if name in {"added", *options.sides}}
+    return {
+        name: (tags.format(content, style), klora)
+        for name, (tags, klora) in SIDES.items()
+        if name in {"added", *options.sides}
+    }
 
 
 def asked_request(options: Namespace) -> dict[str, Any]:
