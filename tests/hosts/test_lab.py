@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers", reason="the lab needs diffusers: install the extra 'lab'")
 
+import klora
 from klora.lab import checkpoint, pairs, samples
 from klora.lab.__main__ import WEIGHTS
 from klora.lab.benchmark.making import Maker, Sampling
@@ -31,7 +32,14 @@ SIDES: dict[str, tuple[bool, bool]] = {
     "K-LoRA S": (True, True),
     "K-LoRA S*": (True, True),
     "K-LoRA default": (True, True),
+    "K-LoRA keep=0.5 guidance=content": (True, True),
+    "smooth tau=1 guidance=none": (True, True),
+    "weights guidance=2": (True, True),
+    "weights style_from=0.6 content_to=0.6 balance=0.1": (True, True),
 }
+
+#: The tag's window of either LoRA -> what `klora.add_timed` is told.
+WINDOWS = (("", "start=0.5"), ("stop=0.5", ""), ("", "w=0:0.2,1:1"))
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +66,14 @@ def _pictures(webui: WebUI, pair: pairs.Pair, side: str) -> Tensor:
     """Pictures [seeds, 3, 64, 64] in bytes, made as the lab makes them."""
     settings, names = method(side).settings, (pair.content.name, pair.style.name)
     tags = "".join(f"<lora:{name}:1>" for name, wanted in zip(names, SIDES[side], strict=True) if wanted)
+    return _made(webui, f"{pair.prompt}{tags}", settings)
+
+
+def _made(webui: WebUI, prompt: str, settings: Mapping[str, object] | None) -> Tensor:
     made = []
     for seed in SEEDS:
         answer = webui.txt2img(
-            f"{pair.prompt}{tags}",
+            prompt,
             None if settings is None else dict(settings),
             seed=seed,
             steps=samples.STEPS,
@@ -86,4 +98,23 @@ def test_a_picture_is_worth_what_it_is_in_the_lab(lab: WebUI, side: str) -> None
         assert abs(here - there) <= 1 / len(SEEDS)  # one picture at the judge's limit
     apart = (ours.float() - theirs.float()).abs().mean()
     print(f"{side}: mean difference of the pictures {apart:.1f} of 255")
+    assert apart <= 2
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_window_is_what_it_is_in_the_lab(lab: WebUI, windows: tuple[str, str]) -> None:
+    pair = pairs.make_pair(CONTENT, STYLE, WEIGHTS / "loras")
+    files = (pair.content_file, pair.style_file)
+    pipe = Maker(Sampling(WEIGHTS)).pipe
+    timed = [klora.TimedLora(file, 1.0, window) for file, window in zip(files, windows, strict=True)]
+    with klora.add_timed(pipe, timed):
+        ours = samples.generate(pipe, [pair.prompt] * len(SEEDS), SEEDS, samples.STEPS, samples.GUIDANCE)
+    names = (pair.content.name, pair.style.name)
+    tags = "".join(
+        f"<lora:{name}:1:{window}>" if window else f"<lora:{name}:1>"
+        for name, window in zip(names, windows, strict=True)
+    )
+    theirs = _made(lab, f"{pair.prompt}{tags}", None)
+    apart = (ours.float() - theirs.float()).abs().mean()
+    print(f"{windows}: mean difference of the pictures {apart:.2f} of 255")
     assert apart <= 2
