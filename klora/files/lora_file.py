@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from klora.files.base_model import base_model
 from klora.files.canonical import forward_position, is_attention, part_names
 from klora.files.container import Container, Identity, open_container
 from klora.files.declared import Config, declared_configs, declared_scale
 from klora.files.defects import defect_error, shown
-from klora.files.dialects import DENOISER, Recognised, recognise
+from klora.files.dialects import DENOISER
 from klora.files.kinds import left_to_host
 from klora.files.layer import LoraLayer, build_layer
+from klora.files.recognition import Recognised, recognise
 from klora.files.trigger_words import trigger_words
 from klora.files.widths import wrong_size
 
@@ -120,23 +120,20 @@ def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
     """
     container = open_container(path)
     file = container.path.name
-    recognised = recognise(tuple(container.entries), file)
-    grouped = _grouped(recognised, file)
-    layers, text_encoder, left = _built(grouped, container)
+    recognised = recognise(container)
+    layers, text_encoder, left = _built(_grouped(recognised, file), container)
     _refuse_overlapping_parts(layers, file)
-    shapes = {one.name: one.shape for one in layers.values()}
-    model = base_model(tuple(container.entries), shapes, container.metadata)
-    if model == "unknown" and any(component == "text_encoder_2" for component, _ in grouped):
-        model = "SDXL"
-    if wrong := wrong_size(shapes, model):
-        raise defect_error(
-            file, wrong[1], "use another version of this file or train it again", layer=wrong[0]
-        )
+    if recognised.model.reading is not None:
+        shapes = {one.name: one.shape for one in layers.values()}
+        if wrong := wrong_size(shapes, recognised.model.reading):
+            raise defect_error(
+                file, wrong[1], "use another version of this file or train it again", layer=wrong[0]
+            )
     return LoraFile(
         path=container.path,
         name=container.path.stem if name is None else name,
         dialect=recognised.dialect,
-        base_model=model,
+        base_model=recognised.model.name,
         layers=layers,
         text_encoder=text_encoder,
         left_to_host=left,

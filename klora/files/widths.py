@@ -8,45 +8,12 @@ against the weight.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-#: Leaf -> (output, input) in widths of the block; ``None``: not told by the width.
-_MULTIPLES: Mapping[str, tuple[int | None, int | None]] = {
-    **{f"attn1.{one}": (1, 1) for one in ("to_q", "to_k", "to_v", "to_out.0")},
-    **{"attn2.to_q": (1, 1), "attn2.to_out.0": (1, 1), "attn2.to_k": (1, None), "attn2.to_v": (1, None)},
-    **{"ff.net.0.proj": (8, 1), "ff.net.2": (1, 4), "proj_in": (1, 1), "proj_out": (1, 1)},
-    **{"conv1": (1, None), "conv2": (1, 1), "conv_shortcut": (1, None), "time_emb_proj": (1, None)},
-}
-_TRANSFORMER_MULTIPLES: Mapping[str, tuple[int | None, int | None]] = {
-    **{f"attn.{one}": (1, 1) for one in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
-    **{f"attn.add_{one}_proj": (1, 1) for one in "qkv"},
-    **{f"attn2.{one}": (1, 1) for one in ("to_q", "to_k", "to_v", "to_out.0")},
-    **{"attn.to_qkv": (3, 1), "attn.to_added_qkv": (3, 1), "attn2.to_qkv": (3, 1), "to_qkv_mlp": (7, 1)},
-    **{
-        "ff.net.0.proj": (4, 1),
-        "ff.net.2": (1, 4),
-        "ff_context.net.0.proj": (4, 1),
-        "ff_context.net.2": (1, 4),
-    },
-    **{"proj_mlp": (4, 1), "norm.linear": (3, 1)},
-}
-
-_UNET_LAYER = re.compile(
-    r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(?:resnets\.\d+|attentions\.\d+(?:\.transformer_blocks\.\d+)?)\.(.+)"
-)
-_TRANSFORMER_LAYER = re.compile(r"(single_)?transformer_blocks\.\d+\.(.+)")
-
-#: Widths of the blocks of the real models.
-_REAL_WIDTHS = {
-    "SD1": (320, 640, 1280, 1280),
-    "SD2": (320, 640, 1280, 1280),
-    "SDXL": (320, 640, 1280),
-}
-_REAL_TEXT_WIDTHS = {"SD1": 768, "SD2": 1024, "SDXL": 2048}
-_REAL_TRANSFORMER = {"Flux": 3072}
+from klora.files.canonical import GRAMMARS
+from klora.files.models import BaseModel
 
 
 @dataclass(frozen=True)
@@ -57,19 +24,19 @@ class Side:
     side: str
     group: str
     size: int
-    multiple: int
+    multiple: float
 
 
-def wrong_size(shapes: Mapping[str, tuple[int, ...]], base_model: str) -> tuple[str, str] | None:
+def wrong_size(shapes: Mapping[str, tuple[int, ...]], model: BaseModel) -> tuple[str, str] | None:
     """The first layer that is out of step with its block, and how; ``None`` if all agree.
 
-    ``shapes`` are those of dW by canonical name.
+    ``shapes`` are those of dW by canonical name; ``model`` declares the multiples.
     """
-    sides = [side for name, shape in shapes.items() for side in _sides(name, shape)]
+    sides = [side for name, shape in shapes.items() for side in _sides(name, shape, model)]
     votes: dict[str, Counter[float]] = {}
     for one in sides:
         votes.setdefault(one.group, Counter())[one.size / one.multiple] += 1
-    widths = {group: _elected(count, _real_width(group, base_model)) for group, count in votes.items()}
+    widths = {group: _elected(count, model.widths.get(group, ())) for group, count in votes.items()}
     for one in sides:
         width = widths[one.group]
         if width is not None and one.size != width * one.multiple:
@@ -80,41 +47,22 @@ def wrong_size(shapes: Mapping[str, tuple[int, ...]], base_model: str) -> tuple[
     return None
 
 
-def _elected(votes: Counter[float], real: int | None) -> float | None:
+def _elected(votes: Counter[float], real: tuple[int, ...]) -> float | None:
     """The width with most votes; in a tie the real model's, or none if that is not in question."""
     most = max(votes.values())
     leaders = [width for width, count in votes.items() if count == most]
-    if len(leaders) == 1:
-        return leaders[0]
-    return float(real) if real in leaders else None
+    if len(leaders) > 1:
+        leaders = [width for width in leaders if width in real]
+    return leaders[0] if len(leaders) == 1 else None
 
 
-def _sides(name: str, shape: tuple[int, ...]) -> Iterable[Side]:
-    if match := _UNET_LAYER.fullmatch(name):
-        group, (out, inside) = match[1], _MULTIPLES.get(match[2], (None, None))
-        if match[2] in ("attn2.to_k", "attn2.to_v"):
-            yield Side(name, "input", "text", shape[1], 1)
-    elif match := _TRANSFORMER_LAYER.fullmatch(name):
-        table = {"proj_out": (1, 5)} if match[1] and match[2] == "proj_out" else _TRANSFORMER_MULTIPLES
-        group, (out, inside) = "transformer", table.get(match[2], (None, None))
-    else:
+def _sides(name: str, shape: tuple[int, ...], model: BaseModel) -> Iterator[Side]:
+    found = GRAMMARS[model.name].find(name)
+    if found is None:
         return
-    if out is not None:
-        yield Side(name, "output", group, shape[0], out)
-    if inside is not None:
-        yield Side(name, "input", group, shape[1], inside)
-
-
-def _real_width(group: str, base_model: str) -> int | None:
-    if group == "text":
-        return _REAL_TEXT_WIDTHS.get(base_model)
-    if group == "transformer":
-        return _REAL_TRANSFORMER.get(base_model)
-    widths = _REAL_WIDTHS.get(base_model)
-    if widths is None:
-        return None
-    side, _, number = group.partition(".")
-    if side == "mid_block":
-        return widths[-1]
-    level = int(number) if side == "down_blocks" else len(widths) - 1 - int(number)
-    return widths[level] if 0 <= level < len(widths) else None
+    block, leaf = found.layer.block, found.layer.leaf
+    for side, size, multiple in (("output", shape[0], leaf.out), ("input", shape[1], leaf.inside)):
+        if isinstance(multiple, str):
+            yield Side(name, side, multiple, size, 1)
+        elif multiple is not None:
+            yield Side(name, side, block.width, size, multiple)

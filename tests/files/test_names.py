@@ -11,8 +11,8 @@ from torch import nn
 
 from klora.files import forward_position, host_layer_to_canonical, is_attention, ldm_name
 from klora.files.canonical import part_names, parts_of
-from klora.files.flat import dotted, flattened
-from klora.files.native import canonical_name
+from klora.files.flat import flattened
+from klora.files.native import canonical_from_flat, canonical_name
 
 from .spellings import FLUX, SD3, SDXL, XLABS
 
@@ -194,7 +194,7 @@ def test_count_of_attention_linears() -> None:
 
 @pytest.mark.parametrize("flat", ["", "_", "down_blocks_0_", "to_q__", "x" * 500, "_".join("0" * 50), "no_0"])
 def test_hostile_flat_names_are_no_names(flat: str) -> None:
-    assert dotted(flat) is None
+    assert canonical_from_flat(flat) is None
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_weights_in_whole_numbers_are_refused_with_a_remedy() -> None:
 
 @pytest.mark.parametrize(
     ("recognised", "family"),
-    [("Flux", "Flux"), ("FluxSchnell", "Flux"), ("Chroma", "Flux"), ("Lumina2", "another base model")],
+    [("Flux", "Flux"), ("FluxSchnell", "Flux"), ("Chroma", "Chroma"), ("FluxLike", "another base model")],
 )
 def test_the_family_of_a_model_is_what_its_loras_look_like(recognised: str, family: str) -> None:
     model = type("Model", (), {"model_config": type(recognised, (), {})()})()

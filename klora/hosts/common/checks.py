@@ -8,9 +8,7 @@ from typing import Any
 
 from klora.errors import LoraFileError, PairError
 from klora.files import UnknownDialectError, read_lora
-
-#: What the models of the WebUIs call themselves -> what LoRA files are made for.
-_FAMILIES = {"is_sdxl": "SDXL", "is_sd3": "SD3", "is_sd2": "SD2", "is_sd1": "SD1"}
+from klora.files.models import MODELS, BaseModel
 
 #: Path -> (state of the file, its base model), for files that were read through and found sound.
 _checked: dict[str, tuple[tuple[int, int, int], str]] = {}
@@ -41,20 +39,31 @@ def checked_base_model(path: str, name: str) -> str:
 
 
 def loaded_family(model: Any) -> str:
-    """The family of the loaded checkpoint, as LoRA files are called: ``SDXL``."""
-    for attribute, family in _FAMILIES.items():
-        if getattr(model, attribute, False):
-            return family
-    # The Forges' newer models have no such attribute, but tell what the checkpoint was recognised as. Chroma
-    # has Flux's blocks, so a file that is made for it looks like one for Flux.
+    """The base model of the loaded checkpoint, as LoRA files call it: ``SDXL``."""
+    loaded = _loaded(model)
+    return "another base model" if loaded is None else loaded.name
+
+
+def takes(model: Any, made_for: str) -> bool:
+    """Whether files for the base model ``made_for`` are for the loaded checkpoint, too."""
+    loaded = _loaded(model)
+    return loaded is not None and made_for in (loaded.name, *loaded.also_loads)
+
+
+def _loaded(model: Any) -> BaseModel | None:
+    """The base model that the checkpoint says it is; the exact class, since Flux.2's is derived from
+    Flux.1's."""
     recognised = type(getattr(model, "model_config", None)).__name__
-    return "Flux" if recognised.startswith(("Flux", "Chroma")) else "another base model"
+    by_class = (one for one in MODELS if recognised in one.configurations)
+    by_attribute = (one for one in MODELS if any(getattr(model, name, False) for name in one.attributes))
+    return next(by_class, None) or next(by_attribute, None)
 
 
 def check_base_model(model: Any, path: str, name: str) -> None:
     """Raise `PairError` if the LoRA file at ``path`` is made for another family than the loaded model's."""
-    here, made_for = loaded_family(model), checked_base_model(path, name)
-    if made_for not in ("unknown", here):
+    made_for = checked_base_model(path, name)
+    if made_for != "unknown" and not takes(model, made_for):
+        here = loaded_family(model)
         raise PairError(
             f"LoRA {name} is made for {made_for}, but the loaded checkpoint is {here}; "
             f"load a checkpoint of {made_for} or pick a LoRA for {here}."

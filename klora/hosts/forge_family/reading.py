@@ -17,7 +17,7 @@ from torch import Tensor
 
 from klora.files import read_lora
 from klora.files.conversion import state_dict_in
-from klora.hosts.common.checks import checked_base_model, loaded_family
+from klora.hosts.common.checks import checked_base_model, takes
 from klora.hosts.common.library import KnownLora
 from klora.hosts.common.stand_in import stand_in
 
@@ -50,8 +50,7 @@ def read_again(p: Any, cast: Collection[KnownLora], is_understood: Callable[[str
 
 
 def _is_for(model: Any, lora: KnownLora) -> bool:
-    made_for = checked_base_model(lora.path, lora.name)
-    return made_for != "unknown" and made_for == loaded_family(model)
+    return takes(model, checked_base_model(lora.path, lora.name))
 
 
 def _is_new(path: str) -> bool:

@@ -1,0 +1,16 @@
+"""Stable Diffusion XL, with Pony, Illustrious and NoobAI (v-prediction as well): the same UNet."""
+
+from klora.files.models.model import BaseModel
+from klora.files.models.unet import level_widths, unet
+
+MODEL = BaseModel(
+    "SDXL",
+    unet((0, 2, 10), 10, (10, 2, 0), has_label=True),
+    level_widths((320, 640, 1280), 2048),
+    words=("sdxl", "stable-diffusion-xl", "pony", "illustrious", "noobai"),
+    attributes=("is_sdxl",),
+    configurations=("SDXL", "SSD1B", "Segmind_Vega", "SDXLRefiner"),
+    hosts=("A1111", "Forge", "Neo", "reForge", "diffusers"),
+    diffusers_prefix="unet.",
+    text_encoders=("te1", "te2"),
+)
