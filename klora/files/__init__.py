@@ -9,8 +9,10 @@ from klora.files.layer import LoraLayer
 from klora.files.lora_file import LoraFile, read_lora, targeted_modules
 from klora.files.native import host_layer_to_canonical, ldm_name
 from klora.files.pairing import PairedLayer, pair_layers, split_layers
+from klora.files.rows import LayerRows
 
 __all__ = [
+    "LayerRows",
     "LoraFile",
     "LoraLayer",
     "PairedLayer",

@@ -17,8 +17,12 @@ def product(up: Tensor, down: Tensor) -> Tensor:
 
 def tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Tucker: core ``[r1, r2, kh, kw]``, up ``[out, r1]``, down ``[r2, in]`` -> ``[out, in, kh, kw]``."""
-    half = torch.einsum("ijkl,jc->ickl", core, down)
-    return torch.einsum("oi,ickl->ockl", up, half)
+    return torch.einsum("oi,ickl->ockl", up, half_tucker(core, down))
+
+
+def half_tucker(core: Tensor, down: Tensor) -> Tensor:
+    """What of `tucker` does not depend on the output: ``[r1, in, kh, kw]``."""
+    return torch.einsum("ijkl,jc->ickl", core, down)
 
 
 def kronecker(first: Tensor, second: Tensor) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 from klora.errors import PairError
-from klora.files import LoraFile, LoraLayer, PairedLayer, pair_layers, read_lora
+from klora.files import LayerRows, LoraFile, LoraLayer, PairedLayer, pair_layers, read_lora
 from klora.planning.cast import Cast, LayerView
 from klora.planning.planner import Planner, make_planner
 from klora.schedule import Plan, evenly_spaced
 from klora.settings import Settings
+
+Formed = TypeVar("Formed")
 
 
 class FilePair:
@@ -31,7 +34,11 @@ class FilePair:
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32."""
-        return _both(self._pairs[layer])
+        return _both(self._pairs[layer], LoraLayer.delta)
+
+    def delta_rows(self, layer: str) -> tuple[LayerRows, LayerRows]:
+        """The same, formed some rows at a time."""
+        return _both(self._pairs[layer], LayerRows)
 
     def score_key(self) -> Hashable:
         """Both files as they are on disk."""
@@ -43,14 +50,10 @@ def _ranks(pair: PairedLayer) -> dict[int, int | None]:
     return {place: layer.rank for place, layer in sides if layer is not None}
 
 
-def _both(pair: PairedLayer) -> tuple[Tensor, Tensor]:
-    content, style = (_delta(layer) for layer in (pair.content, pair.style))
-    return content, style
-
-
-def _delta(layer: LoraLayer | None) -> Tensor:
-    assert layer is not None, "only layers that both files change are contested"
-    return layer.delta()
+def _both(pair: PairedLayer, form: Callable[[LoraLayer], Formed]) -> tuple[Formed, Formed]:
+    assert pair.content is not None, "only layers that both files change are contested"
+    assert pair.style is not None, "only layers that both files change are contested"
+    return form(pair.content), form(pair.style)
 
 
 def check_base_models(content: LoraFile, style: LoraFile) -> None:

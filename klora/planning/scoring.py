@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from klora.options import TopK
 from klora.planning.cast import LayerView, Loras
-from klora.scores import LayerScore, Scores, score_layer
+from klora.scores import DeltaRows, LayerScore, Scores, Scratch, score_layer
+
+
+@runtime_checkable
+class ByRows(Protocol):
+    """LoRAs that need not form a dW whole to have it scored."""
+
+    def delta_rows(self, layer: str) -> tuple[DeltaRows, DeltaRows]:
+        """dW of content and style as `Loras.deltas` gives them, formed some rows at a time."""
+        ...
+
 
 Progress = Callable[[Iterable[LayerView]], Iterable[LayerView]]
 
@@ -32,7 +43,7 @@ def scores_of(
         return Scores(names, (0,) * len(names), {})
     key = (loras.score_key(), top_k, tuple(measures), names)
     if key not in _kept:
-        _kept[key] = Scores.of((_score(loras, one, measures, top_k) for one in progress(layers)), measures)
+        _kept[key] = _taken(loras, layers, measures, top_k, progress)
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
     _kept.move_to_end(key)
@@ -49,8 +60,18 @@ def kept_scores() -> int:
     return len(_kept)
 
 
-def _score(loras: Loras, layer: LayerView, measures: Sequence[str], top_k: TopK) -> LayerScore:
-    content, style = loras.deltas(layer.name)
+def _taken(
+    loras: Loras, layers: Sequence[LayerView], measures: Sequence[str], top_k: TopK, progress: Progress
+) -> Scores:
+    scratch = Scratch()
+    return Scores.of((_score(loras, one, measures, top_k, scratch) for one in progress(layers)), measures)
+
+
+def _score(
+    loras: Loras, layer: LayerView, measures: Sequence[str], top_k: TopK, scratch: Scratch
+) -> LayerScore:
+    deltas = loras.delta_rows if isinstance(loras, ByRows) else loras.deltas
+    content, style = deltas(layer.name)
     return score_layer(
         layer.name,
         content,
@@ -61,4 +82,5 @@ def _score(loras: Loras, layer: LayerView, measures: Sequence[str], top_k: TopK)
         style_rank=layer.ranks[1],
         content_file=loras.names[0],
         style_file=loras.names[1],
+        scratch=scratch,
     )

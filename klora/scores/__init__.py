@@ -1,5 +1,6 @@
 """Where a layer is scored: measures of a LoRA's dW, and the gamma that balances two LoRAs."""
 
+from klora.scores.delta import DeltaRows, Scratch
 from klora.scores.gamma import gamma, mean_ratio
 from klora.scores.measures import ENERGY, MEASURES, TOP_K_SUM, TOTAL, Measure, energy
 from klora.scores.scores import LayerScore, Scores, score_layer
@@ -10,9 +11,11 @@ __all__ = [
     "MEASURES",
     "TOP_K_SUM",
     "TOTAL",
+    "DeltaRows",
     "LayerScore",
     "Measure",
     "Scores",
+    "Scratch",
     "energy",
     "energy_rank",
     "gamma",

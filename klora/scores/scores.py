@@ -12,8 +12,9 @@ from torch import Tensor
 
 from klora.errors import LoraFileError
 from klora.options import TopK
-from klora.scores.measures import MEASURES, TOTAL
-from klora.scores.top_k import energy_rank, total
+from klora.scores.delta import DeltaRows, Scratch, WholeDelta
+from klora.scores.measures import MEASURES, TOTAL, measure_by_rows, measure_on_device
+from klora.scores.top_k import energy_rank
 
 Numbers = NDArray[np.float64]
 
@@ -29,8 +30,8 @@ class LayerScore:
 
 def score_layer(
     layer: str,
-    content: Tensor,
-    style: Tensor,
+    content: Tensor | DeltaRows,
+    style: Tensor | DeltaRows,
     top_k: TopK,
     measures: Sequence[str],
     *,
@@ -38,42 +39,53 @@ def score_layer(
     style_rank: int | None,
     content_file: str = "content",
     style_file: str = "style",
+    scratch: Scratch | None = None,
 ) -> LayerScore:
     """Measure one layer's deltas, ``[out, in]`` or ``[out, in, h, w]``, scaled as they are applied.
 
-    A rank of ``None`` (a type without rank) is replaced by the energy rank, if K needs one. Raises
-    `LoraFileError` naming file and layer if a delta holds NaN or Inf.
+    Each is whole, or formed some rows at a time. A rank of ``None`` (a type without rank) is replaced by the
+    energy rank, if K needs one. ``scratch`` may be kept from layer to layer. Raises `LoraFileError` naming
+    file and layer if a delta holds NaN or Inf.
     """
-    content, style = _where_float64_is(content), _where_float64_is(style)
-    magnitudes = [content.detach().abs(), style.detach().abs()]
-    totals = (total(magnitudes[0]), total(magnitudes[1]))
-    for amount, file in zip(totals, (content_file, style_file), strict=True):
-        if not math.isfinite(amount):
-            raise LoraFileError(
-                f"{file}: layer {layer} holds NaN or infinite values, which would blacken the picture; "
-                "use another version of this file or train it again.",
-                file=file,
-                layer=layer,
-                defect="NaN or Inf",
-            )
+    scratch = scratch or Scratch()
     k = 0
     if any(MEASURES[name].needs_k for name in measures):
         ranks = (1, 1)
         if top_k.kind == "rank":
-            ranks = (content_rank or energy_rank(content), style_rank or energy_rank(style))
-        k = top_k.of(*ranks, elements=content.numel())
-    measured = {name: totals if name == TOTAL else _both(name, magnitudes, k) for name in measures}
-    return LayerScore(layer, k, measured)
+            ranks = (content_rank or _energy_rank(content), style_rank or _energy_rank(style))
+        k = top_k.of(*ranks, elements=math.prod(content.shape))
+    names = list(dict.fromkeys((TOTAL, *measures)))  # the total also tells whether all is finite
+    sides = [_measured(delta, names, k, scratch) for delta in (content, style)]
+    for side, file in zip(sides, (content_file, style_file), strict=True):
+        if not math.isfinite(side[TOTAL]):
+            raise _not_finite(layer, file)
+    return LayerScore(layer, k, {name: (sides[0][name], sides[1][name]) for name in measures})
 
 
-def _both(name: str, magnitudes: Sequence[Tensor], k: int) -> tuple[float, float]:
-    content, style = (MEASURES[name].of(weights, k) for weights in magnitudes)
-    return content, style
+def _measured(
+    delta: Tensor | DeltaRows, names: Sequence[str], k: int, scratch: Scratch
+) -> Mapping[str, float]:
+    if not isinstance(delta, Tensor):
+        return measure_by_rows(delta, names, k, scratch)
+    # Apple's GPUs have no float64, and sums in float32 would depend on their order.
+    if delta.device.type in ("cpu", "mps"):
+        return measure_by_rows(WholeDelta(delta.cpu()), names, k, scratch)
+    return measure_on_device(delta, names, k)
 
 
-def _where_float64_is(delta: Tensor) -> Tensor:
-    """Apple's GPUs have no float64, and sums in float32 would depend on their order."""
-    return delta.cpu() if delta.device.type == "mps" else delta
+def _energy_rank(delta: Tensor | DeltaRows) -> int:
+    whole = delta if isinstance(delta, Tensor) else delta.whole()
+    return energy_rank(whole.cpu() if whole.device.type == "mps" else whole)
+
+
+def _not_finite(layer: str, file: str) -> LoraFileError:
+    return LoraFileError(
+        f"{file}: layer {layer} holds NaN or infinite values, which would blacken the picture; "
+        "use another version of this file or train it again.",
+        file=file,
+        layer=layer,
+        defect="NaN or Inf",
+    )
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,16 @@ def energy_rank(delta: Tensor, share: float = ENERGY_SHARE) -> int:
 
     Stands in for r in K = r_c * r_s where a LoRA type has no rank (full ``diff``, GLoRA). Convolutions
     ``[out, in, h, w]`` are taken as ``[out, in * h * w]``. Eigenvalues of the smaller Gram matrix serve,
-    in float64, because the singular vectors are not needed.
+    in float64, because the singular vectors are not needed. A dW that is not finite has rank 1 here; it is
+    refused by its total.
     """
     matrix = delta.detach().reshape(delta.shape[0], -1).to(torch.float64)
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
-    energies = torch.linalg.eigvalsh(matrix @ matrix.T).clamp_min(0).flip(0)
+    gram = matrix @ matrix.T
+    if not bool(gram.isfinite().all()):
+        return 1
+    energies = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0)
     held = energies.cumsum(0)
     if held[-1] <= 0:
         return 1

@@ -1,0 +1,154 @@
+"""Measures of a dW that passes by in blocks of |dW| on the CPU, each taken while a block is in the cache."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from klora.scores.delta import Scratch
+
+#: How many elements there are for each of the K largest -> how many of them one maximum stands for. Large
+#: groups are quick to look through, as long as few hold more than one of the largest.
+_GROUPS = ((256, 32), (32, 8), (0, 1))
+
+
+class Tally(Protocol):
+    """One measure of one dW in the making."""
+
+    def add(self, magnitudes: Tensor) -> None:
+        """Take a block into account: ``[rows, width]``, contiguous, fp32 or fp64. It is not kept."""
+        ...
+
+    def needs_another_pass(self) -> bool:
+        """Asked after the last block. If so, the tally is ready to see all blocks once more."""
+        ...
+
+    def result(self) -> float:
+        """The measure of all blocks."""
+        ...
+
+
+class TotalTally:
+    """The sum of |dW|, NaN or Inf if dW holds any."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._sum = 0.0
+        self._is_wide = False
+
+    def add(self, magnitudes: Tensor) -> None:
+        """Sum a row in the block's own precision, pairwise as torch does, and the rows in fp64."""
+        if self._is_wide:
+            self._sum += float(magnitudes.sum(dtype=torch.float64))
+            return
+        sums = self._scratch.flat("row sums", magnitudes.shape[0], magnitudes.dtype)
+        self._sum += float(torch.sum(magnitudes, 1, out=sums).sum(dtype=torch.float64))
+
+    def needs_another_pass(self) -> bool:
+        """A row's sum may leave the range of fp32 where no element does: then the next pass is in fp64."""
+        if self._is_wide or math.isfinite(self._sum):
+            return False
+        self._sum, self._is_wide = 0.0, True
+        return True
+
+    def result(self) -> float:
+        """The sum."""
+        return self._sum
+
+
+class EnergyTally:
+    """The squared Frobenius norm of dW, in fp64."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+
+    def add(self, magnitudes: Tensor) -> None:
+        """Add the block's squared norm."""
+        self._sum += float(torch.linalg.vector_norm(magnitudes, dtype=torch.float64)) ** 2
+
+    def needs_another_pass(self) -> bool:
+        """Never."""
+        return False
+
+    def result(self) -> float:
+        """The squared norm."""
+        return self._sum
+
+
+class LargestTally:
+    """The sum of the ``k`` largest of ``elements`` |dW|.
+
+    The first block tells how large the ``k`` largest of all are about, and every block gives what is at least
+    that large. If that were fewer than ``k`` in the end, a second pass takes what is larger than nothing.
+    """
+
+    def __init__(self, k: int, elements: int, blocks: int, scratch: Scratch) -> None:
+        self._k, self._blocks, self._scratch = k, blocks, scratch
+        self._group = next(group for least, group in _GROUPS if elements >= least * k)
+        self._floor: float | None = None
+        self._is_sure = False
+        self._candidates: list[NDArray[np.floating]] = []
+        self._count = 0
+
+    def add(self, magnitudes: Tensor) -> None:
+        """Keep the block's elements that may be among the ``k`` largest."""
+        flat = magnitudes.view(-1)
+        whole = flat.numel() // self._group * self._group
+        groups = flat[:whole].view(self._group, -1)
+        maxima = self._maxima(groups)
+        if self._floor is None:
+            self._floor = self._guess(maxima)
+        chosen = np.flatnonzero(maxima.numpy() >= self._floor)
+        if chosen.size:
+            self._keep(groups.index_select(1, torch.from_numpy(chosen)).numpy(), self._floor)
+        if whole < flat.numel():
+            self._keep(flat[whole:].numpy(), self._floor)
+        if self._count > 2 * self._k:
+            self._drop_all_but_the_largest()
+
+    def _maxima(self, groups: Tensor) -> Tensor:
+        if self._group == 1:
+            return groups[0]
+        return torch.amax(groups, 0, out=self._scratch.flat("maxima", groups.shape[1], groups.dtype))
+
+    def _guess(self, maxima: Tensor) -> float:
+        # All blocks are alike, so this one holds its part of the k largest; half as many again to be sure.
+        # Where it is the only one, the k-th largest of the maxima is a bound and no guess.
+        share = min(self._k, math.ceil(1.5 * self._k / self._blocks) + 32)
+        if share > maxima.numel():
+            return 0.0
+        floor = float(torch.topk(maxima, share, sorted=False).values.min())
+        return 0.0 if math.isnan(floor) else floor
+
+    def _keep(self, magnitudes: NDArray[np.floating], floor: float) -> None:
+        kept = magnitudes[magnitudes >= floor]
+        self._candidates.append(kept)
+        self._count += kept.size
+
+    def _drop_all_but_the_largest(self) -> None:
+        largest = self._largest()
+        self._candidates, self._count = [largest.numpy()], largest.numel()
+        self._floor, self._is_sure = float(largest.min()), True
+
+    def _largest(self) -> Tensor:
+        if not self._candidates:  # NaN is not larger than anything
+            return torch.zeros(0)
+        candidates = torch.from_numpy(np.concatenate(self._candidates))
+        return torch.topk(candidates, min(self._k, candidates.numel()), sorted=False).values
+
+    def needs_another_pass(self) -> bool:
+        """If the first block misled."""
+        if self._is_sure or self._count >= self._k:
+            return False
+        self._floor, self._is_sure = 0.0, True
+        self._candidates, self._count = [], 0
+        return True
+
+    def result(self) -> float:
+        """The sum, in fp64."""
+        return float(self._largest().sum(dtype=torch.float64))
