@@ -12,9 +12,17 @@ from modules import script_callbacks, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 
 BORN = time.time()  # again after each reload of the UI
-armed = {"fail_at": None, "interrupt_at": None, "skip_at": None, "weights": None}
+armed = {
+    "fail_at": None,
+    "interrupt_at": None,
+    "skip_at": None,
+    "weights": None,
+    "denoised": None,
+    "every": None,
+}
 sigmas = []  # the noise level that the host gives each of these calls
 weights = []  # the sums of the weights of the armed names at each of these calls
+denoised = []  # what the denoiser with guidance gave at each call, as nested lists, if armed
 calls = []  # of the denoiser since the last look, in CPU seconds of the WebUI, whatever else runs
 before = []  # CPU seconds from the start of a step to each of these calls
 step_began = [0.0]
@@ -49,6 +57,11 @@ def on_any_forward(module, _arguments):
     # PyTorch calls this before the module's own hooks, so before what another extension does there.
     if isinstance(module, CFGDenoiser):
         step_began[0] = time.process_time()
+
+
+def after_any_forward(module, _arguments, output):
+    if isinstance(module, CFGDenoiser) and armed["denoised"] and (armed["every"] or not denoised):
+        denoised.append(output.detach().float().cpu().tolist())
 
 
 def on_denoiser(params):
@@ -113,6 +126,7 @@ def add_routes(_demo, app):
         merges.clear()
         sigmas.clear()
         weights.clear()
+        denoised.clear()
         armed.update(dict.fromkeys(armed), **request)
         return armed
 
@@ -138,6 +152,8 @@ def add_routes(_demo, app):
             "merging": list(merging),
             "sigmas": list(sigmas),
             "weights": list(weights),
+            "denoised": denoised[0] if denoised else None,
+            "every": list(denoised),
         }
 
 
@@ -145,3 +161,4 @@ script_callbacks.on_app_started(add_routes)
 script_callbacks.on_model_loaded(watch)
 script_callbacks.on_cfg_denoiser(on_denoiser)
 torch.nn.modules.module.register_module_forward_pre_hook(on_any_forward)
+torch.nn.modules.module.register_module_forward_hook(after_any_forward)
