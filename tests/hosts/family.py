@@ -165,6 +165,7 @@ def running(
     log = data / "webui.log"
     flags = [
         *COMMON_FLAGS,
+        *_listening_here_alone(root),
         *(() if has_ui else ("--nowebui",)),
         *family.flags,
         "--data-dir",
@@ -188,6 +189,13 @@ def _linked(source: Path, kind: str, models: Path) -> Path:
         make = make_flux_loras if kind == "FLUX" else make_loras
         make(link, models / "loras")
     return link
+
+
+def _listening_here_alone(root: Path) -> tuple[str, ...]:
+    """Forge Neo without a UI listens on all interfaces, if nobody tells it where to."""
+    name = "--server-name"
+    is_known = name in (root / "modules" / "cmd_args.py").read_text(encoding="utf-8")
+    return (name, "127.0.0.1") if is_known else ()
 
 
 def _marked(root: Path) -> dict[str, str]:

@@ -153,7 +153,9 @@ class Order:
 
 
 def _row(layer: Layer) -> tuple[str, str | None]:
-    """A layer that is there once is a row of its own; equal blocks in a row are one, of which it is a leaf."""
+    """A layer that is there once is a row of its own; equal blocks in a row are one, of which it is a
+    leaf.
+    """
     return (layer.block.name, layer.leaf.name) if "#" in layer.block.name else (layer.pattern, None)
 
 
