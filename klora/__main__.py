@@ -11,7 +11,7 @@ from klora.errors import KloraError
 from klora.version import __version__
 
 #: Subcommand -> module under ``klora.commands``, imported one by one because some need much.
-COMMANDS = ("demo", "plan", "inspect", "convert")
+COMMANDS = ("demo", "plan", "report", "inspect", "convert")
 
 
 def parser() -> ArgumentParser:
@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except (KloraError, OSError) as error:
+    except KloraError as error:
+        print(f"klora: {error.reason}", file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"klora: {error}", file=sys.stderr)
         return 2
     return status

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 
+_NAME = "K-LoRA"
+
+
 class KloraError(Exception):
-    """Something the user can put right. ``str(error)`` is one line, fit for the UI, the API and stderr."""
+    """Something the user can put right. ``str(error)`` is one line, fit for the UI and the API.
+
+    It begins with K-LoRA, so that a reader among many extensions knows who speaks; ``reason`` is the same
+    for places where that has been said already.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        text = " ".join(message.split())
+        self.reason = text.removeprefix(f"{_NAME}: ")
+        super().__init__(text if text.startswith(_NAME) else f"{_NAME}: {text}")
 
 
 class SettingsError(KloraError):

@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> int:
         try:
             found.append(summarise(path, verify=arguments.verify))
         except LoraFileError as error:
-            print(f"klora: {error}", file=sys.stderr)
+            print(f"klora: {error.reason}", file=sys.stderr)
             status = 2
     if arguments.json:
         print(json.dumps([one.as_json() for one in found], indent=1))

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(chosen)
     except KloraError as error:
-        print(f"klora: {error}", file=sys.stderr)
+        print(f"klora: {error.reason}", file=sys.stderr)
         return 2
 
 

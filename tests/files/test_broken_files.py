@@ -118,7 +118,7 @@ def assert_right_or_named(path: Path) -> bool:
 
 def assert_named(error: LoraFileError) -> None:
     """One line that names the file and the defect."""
-    assert str(error).startswith("some lora.safetensors: ")
+    assert error.reason.startswith("some lora.safetensors: ")
     assert str(error).isprintable()
     assert error.file == "some lora.safetensors"
     assert error.defect

@@ -69,7 +69,7 @@ def test_shapes(case: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "bad.safetensors")
     error = refusal(tmp_path / "bad.safetensors")
     assert defect in str(error)
-    assert str(error).startswith(f"bad.safetensors: layer {BLOCK}.attn1.to_q: ")
+    assert error.reason.startswith(f"bad.safetensors: layer {BLOCK}.attn1.to_q: ")
     assert (error.file, error.layer) == ("bad.safetensors", f"{BLOCK}.attn1.to_q")
     assert error.defect is not None and defect in error.defect  # noqa: PT018
     assert "; " in str(error) and "\n" not in str(error)  # noqa: PT018

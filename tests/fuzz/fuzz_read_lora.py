@@ -119,7 +119,7 @@ def test_one_input(data: bytes) -> None:
     try:
         use(read_lora(path))
     except LoraFileError as error:
-        if not str(error).startswith(path.name):
+        if not error.reason.startswith(path.name):
             raise RuntimeError(f"the error does not name the file: {error}") from error
 
 
