@@ -1,5 +1,5 @@
-// K-LoRA in the browser: a line in the accordion that says, while the prompt is typed, which LoRA is
-// content and which is style. It decides nothing: the same rules in Python (klora/hosts/webui/roles.py)
+// K-LoRA in the browser: which LoRA is content and which is style, for the line in the accordion that says so
+// while the prompt is typed. It decides nothing: the same rules in Python (klora/hosts/webui/roles.py)
 // cast the pair when the picture is made, and one table of cases tests both.
 "use strict";
 
@@ -74,7 +74,10 @@
             parts.push(["klora-problem", roles.problem]);
         }
         if (roles.extras.length && roles.problem === null) {
-            parts.push(["klora-aside", `added normally: ${roles.extras.join(", ")}`]);
+            const isPicked = roles.content_picked || roles.style_picked;
+            parts.push(isPicked ? ["klora-third", "in the prompt too, added as a third LoRA:"]
+                                : ["klora-aside", "added normally:"]);
+            parts.push(["klora-name", roles.extras.join(", ")]);
         }
         return parts;
     }
@@ -84,131 +87,5 @@
         return; // node, for the tests: there is no page
     }
 
-    // ---- the page ----------------------------------------------------------------------------------
-
-    const LOOK_EVERY = 600; // ms; pasting an infotext changes a prompt without any event
-    const ASK_AFTER = 400; // ms without a change before the notes on the files are asked for
-    const remembered = new Map(); // tab -> {seen, pair, asked, choices, timer}
-
-    const page = () => gradioApp();
-    const element = (id) => page().querySelector(`#${CSS.escape(id)}`);
-    const liveLine = (tab) => page().querySelector(`.klora-live[data-tab="${tab}"]`);
-    const promptBox = (tab) => page().querySelector(`#${tab}_prompt textarea`);
-
-    function memory(tab) {
-        if (!remembered.has(tab)) remembered.set(tab, {choices: {}, seen: null, asked: "", pair: ["", ""]});
-        return remembered.get(tab);
-    }
-
-    /** What a dropdown says; while its list is open, a text that is none of its options is a search. */
-    function choiceIn(tab, role, line, fallback) {
-        const dropdown = element(line.dataset[role]);
-        const text = dropdown?.querySelector("input")?.value.trim();
-        const choices = memory(tab).choices;
-        const options = dropdown ? [...dropdown.querySelectorAll("ul li")] : [];
-        const isOption = options.some((option) => option.getAttribute("aria-label") === text);
-        if (text && (isOption || options.length === 0)) choices[role] = text;
-        return choices[role] ?? fallback;
-    }
-
-    function write(line, parts) {
-        line.replaceChildren(...parts.map(([name, text]) => {
-            const span = document.createElement("span");
-            span.className = name;
-            span.textContent = text; // never markup: names come from files and prompts
-            return span;
-        }));
-    }
-
-    /** The weight sliders matter only for a LoRA that the prompt does not load. */
-    function showWeights(line, roles) {
-        element(line.dataset.contentWeight)?.classList.toggle("klora-unused", !roles.content_picked);
-        element(line.dataset.styleWeight)?.classList.toggle("klora-unused", !roles.style_picked);
-    }
-
-    /** Ask the server about the two files, once the pair has stayed the same for a moment. */
-    function askForNotes(tab, line, roles) {
-        const state = memory(tab);
-        state.pair = [roles.content ?? "", roles.style ?? ""];
-        clearTimeout(state.timer);
-        state.timer = setTimeout(() => {
-            const wanted = JSON.stringify(state.pair);
-            const button = element(line.dataset.pairButton);
-            if (!button || wanted === state.asked || !line.isConnected) return;
-            state.asked = wanted;
-            button.click();
-        }, ASK_AFTER);
-    }
-
-    function look(tab) {
-        const line = liveLine(tab);
-        const prompt = promptBox(tab);
-        if (!line || !prompt || line.offsetParent === null) return; // folded away or another tab
-        const content = choiceIn(tab, "content", line, FIRST);
-        const style = choiceIn(tab, "style", line, SECOND);
-        const state = memory(tab);
-        const seen = JSON.stringify([prompt.value, content, style]);
-        if (seen === state.seen && line.firstElementChild) return;
-        state.seen = seen;
-        const aliases = new Map(Object.entries(JSON.parse(line.dataset.aliases)));
-        const roles = assign(tagsIn(prompt.value), content, style, aliases);
-        write(line, lineOf(roles));
-        line.classList.toggle("klora-incomplete", roles.problem !== null);
-        showWeights(line, roles);
-        askForNotes(tab, line, roles);
-    }
-
-    function lookEverywhere() {
-        look("txt2img");
-        look("img2img");
-    }
-
-    /** Add a trigger word to the prompt of the tab its button is in, unless it is there. */
-    function addWord(button) {
-        const accordion = button.closest(".input-accordion") ?? document.body;
-        const tab = accordion.querySelector(".klora-live")?.dataset.tab;
-        const prompt = tab && promptBox(tab);
-        // Brackets in a tag are part of its name, not emphasis.
-        const word = button.textContent.replace(/(?<!\\)[()[\]]/g, "\\$&");
-        if (!prompt || prompt.value.includes(word)) return;
-        const before = prompt.value.trimEnd();
-        prompt.value = before === "" ? word : before + (before.endsWith(",") ? " " : ", ") + word;
-        updateInput(prompt);
-    }
-
-    /** The input of the content or style dropdown that `target` is in, if it is in one. */
-    function loraInput(target) {
-        const lines = [...page().querySelectorAll(".klora-live")];
-        const ids = lines.flatMap((line) => [line.dataset.content, line.dataset.style]);
-        const dropdown = ids.length && target.closest?.(ids.map((id) => `#${CSS.escape(id)}`).join());
-        return dropdown ? dropdown.querySelector("input") : null;
-    }
-
-    // For the events that the accordion wires (klora/hosts/webui/accordion.py).
-    window.klora = {
-        pair: (tab) => memory(tab).pair,
-        withPrompt: (tab, values) => {
-            const steps = page().querySelector(`#${tab}_steps input[type=number]`);
-            return [promptBox(tab)?.value ?? "", steps?.value ?? "20", ...values.slice(2)];
-        },
-    };
-
-    // One listener each on the document, so that nothing needs to be found again when gradio redraws.
-    document.addEventListener("input", (event) => {
-        if (event.target.closest?.("#txt2img_prompt, #img2img_prompt")) lookEverywhere();
-    });
-    document.addEventListener("focusin", (event) => {
-        // Typing then searches for a LoRA, where it would else be inserted into the present choice.
-        if (loraInput(event.target) === event.target) event.target.select();
-    });
-    document.addEventListener("click", (event) => {
-        const button = event.target.closest?.(".klora-word");
-        if (button) addWord(button);
-        // Some versions of gradio open the list again right after a pick: the click lands in a label.
-        if (event.target.closest?.("li")) setTimeout(() => loraInput(event.target)?.blur());
-    });
-    onUiLoaded(() => {
-        lookEverywhere();
-        setInterval(lookEverywhere, LOOK_EVERY);
-    });
+    window.klora = {tagsIn: tagsIn, assign: assign, lineOf: lineOf};
 })();

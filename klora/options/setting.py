@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from klora.errors import SettingsError
 
-SettingKind = Literal["flag", "choice", "number", "text", "lora"]
+SettingKind = Literal["flag", "choice", "number", "text", "lora", "preset"]
 SettingValue = bool | float | str
 
 #: Values of settings by their names, each valid.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from io import BytesIO
-from itertools import groupby
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,35 +13,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from klora.pictures.blocks import runs_of_blocks
 from klora.schedule import Plan
 
 # Orange and blue are told apart by colour-blind readers and on a grey print.
 CONTENT_COLOUR = "#f28e2b"
 STYLE_COLOUR = "#3b6fb6"
-
-_BLOCK = re.compile(
-    r"(down_blocks|up_blocks|input_blocks|output_blocks|transformer_blocks|single_transformer_blocks"
-    r"|double_blocks|single_blocks|joint_blocks)[._](\d+)|(mid_block|middle_block)"
-)
-_SHORT = {
-    "down_blocks": "down",
-    "up_blocks": "up",
-    "input_blocks": "input",
-    "output_blocks": "output",
-    "transformer_blocks": "double",
-    "single_transformer_blocks": "single",
-    "double_blocks": "double",
-    "single_blocks": "single",
-    "joint_blocks": "joint",
-}
-
-
-def block_of(layer: str) -> str:
-    """The block of the network a layer belongs to, short enough for a tick: ``down 1``, ``mid``."""
-    found = _BLOCK.search(layer)
-    if found is None:
-        return ""
-    return "mid" if found[3] else f"{_SHORT[found[1]]} {found[2]}"
 
 
 def draw_plan(plan: Plan, title: str = "What wins where") -> Figure:
@@ -109,10 +84,4 @@ def plan_image(plan: Plan, title: str = "What wins where") -> Any:
 
 def _block_ticks(layers: tuple[str, ...]) -> list[tuple[float, int, str]]:
     """(middle, first, name) of each run of layers that belong to one block."""
-    ticks = []
-    first = 0
-    for name, run in groupby(layers, key=block_of):
-        count = len(list(run))
-        ticks.append((first + (count - 1) / 2, first, name))
-        first += count
-    return ticks
+    return [(first + (count - 1) / 2, first, name) for name, first, count in runs_of_blocks(layers)]

@@ -18,6 +18,9 @@ from klora.rules import GUIDANCE, RULES, Rule, rule_named
 FIRST_IN_PROMPT = "first LoRA in the prompt"
 SECOND_IN_PROMPT = "second LoRA in the prompt"
 
+#: Names of the preset that a fresh page shows, and of no preset at all.
+DEFAULT_PRESET, NO_PRESET = "K-LoRA, balanced", "none"
+
 _POSITIONS = (FIRST_IN_PROMPT, SECOND_IN_PROMPT)
 
 #: Positional arguments of version 0.1.0, in its order, which API clients may still send. All others follow.
@@ -97,7 +100,7 @@ _OWN: tuple[Setting, ...] = (
         "flag",
         "Show what won where",
         False,
-        "Add a picture of the plan, layers by steps, to the results.",
+        "Draw the plan as it was applied, layers by steps: here, and as a file beside the saved picture.",
         scope="job",
         advanced=True,
     ),
@@ -137,6 +140,16 @@ _OWN: tuple[Setting, ...] = (
         scope="job",
         advanced=True,
     ),
+    Setting(
+        "preset",
+        "preset",
+        "Preset",
+        DEFAULT_PRESET,
+        "Settings of the rule by name: pick some here, or save your own.",
+        scope="job",
+        before=NO_PRESET,
+        check=lambda text: text or NO_PRESET,
+    ),
 )
 
 
@@ -168,6 +181,7 @@ class Settings:
         balance: float
         guidance: str
         windows: bool
+        preset: str
 
     def __init__(self, **values: object) -> None:
         for name in values:

@@ -1,23 +1,23 @@
-"""The accordion "K-LoRA" of txt2img and img2img: a loop over the declared settings.
+"""The accordion "K-LoRA" of txt2img and img2img: what is seen at once, and the rest folded away under "Rule".
 
-`build` only creates components: hosts call it several times at start, some of them outside the page.
-Where the page must tell something that no component here holds (the prompt, the number of steps), a
-function of ``javascript/klora.js`` puts it into the event.
+`build` only creates components: hosts call it several times at start, some of them outside the page. What
+they do is wired in `klora.hosts.webui.wiring`.
 """
 
 from __future__ import annotations
 
 import html
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from klora.errors import HostError
 from klora.hosts.common import library
-from klora.hosts.webui import infotext, pair_view
+from klora.hosts.webui import infotext, preset_controls
+from klora.hosts.webui.wiring import BUTTONS, Page, wire
+from klora.rules import RULES
 from klora.settings import Setting, Settings
 
 ElementId = Callable[[str], str]
@@ -26,18 +26,20 @@ PasteTarget = str | Callable[[Mapping[str, object]], Any]
 _MOST_RADIO_CHOICES = 3
 _WIDEST_ROW = 2
 _REFRESH = "\U0001f504"
+_SWAP = "\u21c4"
 
 
 @dataclass(frozen=True)
 class Accordion:
     """What the host's script needs.
 
-    ``components`` are in the order of the declarations. ``infotext_fields`` restore each of them from
-    a pasted text, and name each of them for the buttons "Send to img2img", which copy the controls
-    listed in ``paste_field_names`` from tab to tab.
+    ``components`` are in the order of the declarations. ``trigger`` tells a job that a comparison was asked
+    for. ``infotext_fields`` restore each control from a pasted text, and name each of them for the buttons
+    "Send to img2img", which copy the controls listed in ``paste_field_names`` from tab to tab.
     """
 
     components: list[Any]
+    trigger: Any
     infotext_fields: list[tuple[Any, PasteTarget]]
     paste_field_names: list[str]
 
@@ -48,17 +50,18 @@ def build(is_img2img: bool, elem_id: ElementId) -> Accordion:
 
     enabled, *others = Settings.offered()
     tab = "img2img" if is_img2img else "txt2img"
+    page = Page(tab, elem_id)
     with InputAccordion(bool(enabled.default), label=enabled.label, elem_id=elem_id("accordion")) as box:
-        components = {enabled.name: box}
-        _intro(enabled, tab, elem_id)
-        notes = _usual(others, components, elem_id)
-        answers = _advanced(others, components, elem_id)
-    ordered = [components[one.name] for one in Settings.offered()]
-    _wire(tab, ordered, notes, answers, elem_id)
+        page.controls[enabled.name] = box
+        _intro(enabled, page)
+        _first_screen([one for one in others if not _is_folded(one)], page)
+        _rule([one for one in others if _is_folded(one)], page)
+        wire(page)
     return Accordion(
-        components=ordered,
+        components=page.components,
+        trigger=page.places["compare"],
         infotext_fields=[
-            (components[one.name], target)
+            (page.controls[one.name], target)
             for one in Settings.offered()
             for target in (_restoring(one), _tab_key(one))
         ],
@@ -66,68 +69,125 @@ def build(is_img2img: bool, elem_id: ElementId) -> Accordion:
     )
 
 
-def _intro(enabled: Setting, tab: str, elem_id: ElementId) -> None:
+def _is_folded(setting: Setting) -> bool:
+    return setting.advanced or any(setting in rule.settings for rule in RULES)
+
+
+def _intro(enabled: Setting, page: Page) -> None:
     """What it is, and the live line that ``javascript/klora.js`` fills."""
     import gradio as gr
 
-    attributes = {
-        "tab": tab,
-        "aliases": json.dumps(_aliases()),
-        **{name.replace("_", "-"): elem_id(name) for name in ("content", "style")},
-        "content-weight": elem_id("content_weight"),
-        "style-weight": elem_id("style_weight"),
-        "pair-button": elem_id("pair_button"),
+    facts = {
+        "aliases": _aliases(),
+        "ids": {one.name: page.elem_id(one.name) for one in Settings.offered()},
+        "order": [one.name for one in Settings.offered()],
+        "rules": _rules(),
+        "buttons": {name: page.elem_id(name) for name in BUTTONS},
+        "tools": {name: page.elem_id(name) for name in ("swap", "refresh")},
+        "notes": page.elem_id("notes"),
     }
-    data = " ".join(f'data-{key}="{html.escape(value)}"' for key, value in attributes.items())
     gr.HTML(
         f'<p class="klora-intro">{html.escape(enabled.help)}</p>'
-        f'<div class="klora-live" aria-live="polite" {data}>'
+        f'<div class="klora-live" aria-live="polite" data-tab="{page.tab}" '
+        f'data-facts="{html.escape(json.dumps(facts))}">'
         "Write two LoRAs into the prompt: the subject first, then the style.</div>",
-        elem_id=elem_id("live"),
+        elem_id=page.elem_id("live"),
     )
 
 
-def _usual(others: Sequence[Setting], components: dict[str, Any], elem_id: ElementId) -> Any:
-    """The controls that everyone needs; returns the place for notes about the two files."""
+def _rules() -> dict[str, list[str]]:
+    """Rule -> the settings that have a say in it."""
+    offered = [rule.name for rule in RULES if not rule.is_for_lab_only]
+    return {
+        name: [one.name for one in Settings.offered() if Settings(rule=name).shapes(one)] for name in offered
+    }
+
+
+def _first_screen(settings: Sequence[Setting], page: Page) -> None:
+    """Roles, balance, preset, comparison; and the plan of what is set."""
     import gradio as gr
 
-    notes = None
-    for row in _rows(one for one in others if not one.advanced):
-        with gr.Row(elem_classes=["klora-row"]):
-            for setting in row:
-                components[setting.name] = _component(setting, elem_id)
-            if row[0].kind == "lora":
-                _refresh_button([components[setting.name] for setting in row], row, elem_id)
+    for row in _rows(settings):
         if row[0].kind == "lora":
-            notes = gr.HTML("", elem_id=elem_id("notes"))
-    return notes
+            _roles(row, page)
+        elif row[0].kind == "preset":
+            _presets(row[0], page)
+        else:
+            _row(row, page)
+    with gr.Row(elem_classes=["klora-row", "klora-buttons"]):
+        for name, label in (("compare_ways", "Compare ways"), ("compare_balance", "Compare balance")):
+            page.places[name] = _button(label, page.elem_id(name))
+    gr.HTML(
+        "".join(f'<div class="klora-{what}" data-tab="{page.tab}"></div>' for what in ("plan", "won")),
+        elem_id=page.elem_id("plan"),
+    )
 
 
-def _advanced(others: Sequence[Setting], components: dict[str, Any], elem_id: ElementId) -> tuple[Any, Any]:
-    """The rarely used controls, folded away; then the preview, whose (button, place) are returned."""
+def _roles(row: Sequence[Setting], page: Page) -> None:
+    import gradio as gr
+    from modules.ui_components import ToolButton
+
+    content, style = row
+    with gr.Row(elem_classes=["klora-row", "klora-roles"]):
+        page.controls[content.name] = _component(content, page.elem_id)
+        page.places["swap"] = ToolButton(
+            value=_SWAP, elem_id=page.elem_id("swap"), tooltip="Swap content and style"
+        )
+        page.controls[style.name] = _component(style, page.elem_id)
+        _refresh_button([page.controls[one.name] for one in row], row, page.elem_id)
+    page.places["notes"] = gr.HTML("", elem_id=page.elem_id("notes"))
+
+
+def _presets(setting: Setting, page: Page) -> None:
     import gradio as gr
 
-    with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
-        for row in _rows(one for one in others if one.advanced):
-            with gr.Row(elem_classes=["klora-row"]):
-                for setting in row:
-                    components[setting.name] = _component(setting, elem_id)
-    button = gr.Button(
-        "Preview plan", elem_id=elem_id("preview_button"), size="sm", elem_classes=["klora-preview"]
-    )
-    return button, gr.HTML("", elem_id=elem_id("preview"))
+    with gr.Row(elem_classes=["klora-row"]):
+        page.controls[setting.name] = _component(setting, page.elem_id)
+    with gr.Row(elem_classes=["klora-row", "klora-buttons"]):
+        for name in ("Save", "Rename", "Delete", "Export", "Import"):
+            key = f"preset_{name.lower()}"
+            page.places[key] = _button(name, page.elem_id(key))
+    page.places["preset_note"] = gr.HTML("", elem_id=page.elem_id("preset_note"))
 
 
-def _rows(settings: Iterator[Setting]) -> Iterator[list[Setting]]:
+def _button(label: str, elem_id: str) -> Any:
+    import gradio as gr
+
+    return gr.Button(label, elem_id=elem_id, size="sm", elem_classes=["klora-button"])
+
+
+def _rule(settings: Sequence[Setting], page: Page) -> None:
+    """Everything else: the rule, its settings, of which the page shows those that matter, then the job's."""
+    import gradio as gr
+
+    order = {"rule": 0, "pair": 1, "job": 2}
+    ordered = sorted(settings, key=lambda one: (one.name != "rule", order[one.scope]))
+    with gr.Accordion("Rule", open=False, elem_id=page.elem_id("rule_fold")):
+        for row in _rows(ordered):
+            _row(row, page)
+
+
+def _row(row: Sequence[Setting], page: Page) -> None:
+    import gradio as gr
+
+    with gr.Row(elem_classes=["klora-row"]):
+        for setting in row:
+            page.controls[setting.name] = _component(setting, page.elem_id)
+
+
+def _rows(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
     """Neighbours of one sort side by side: the two LoRAs, the two weights, the numbers of the rule."""
 
     def sort(setting: Setting) -> tuple[str, str]:
         return setting.scope, "value" if setting.kind in ("number", "text") else setting.kind
 
-    for _, run in groupby(settings, key=sort):
+    for (_, kind), run in groupby(settings, key=sort):
         group = list(run)
-        for start in range(0, len(group), _WIDEST_ROW):
-            yield group[start : start + _WIDEST_ROW]
+        width = 1 if kind == "choice" and group[0].name == "rule" else _WIDEST_ROW
+        yield group[:width]
+        rest = group[width:]
+        for start in range(0, len(rest), _WIDEST_ROW):
+            yield rest[start : start + _WIDEST_ROW]
 
 
 def _component(setting: Setting, elem_id: ElementId) -> Any:
@@ -141,9 +201,9 @@ def _component(setting: Setting, elem_id: ElementId) -> Any:
         lowest, highest, step = setting.slider or (setting.minimum, setting.maximum, None)
         value = float(setting.default)
         return gr.Slider(minimum=lowest, maximum=highest, step=step, value=value, **shared)
-    if setting.kind == "lora":
-        # Custom values: a pasted picture may name a LoRA that is not here, and it must be said which.
-        names = _lora_choices(setting)
+    if setting.kind in ("lora", "preset"):
+        # Custom values: a pasted picture may name what is not here, and it must be said which.
+        names = _lora_choices(setting) if setting.kind == "lora" else preset_controls.names()
         return gr.Dropdown(choices=names, value=setting.default, allow_custom_value=True, **shared)
     if setting.kind == "choice":
         kind = gr.Radio if len(setting.choices) <= _MOST_RADIO_CHOICES else gr.Dropdown
@@ -180,39 +240,6 @@ def _refresh_button(dropdowns: Sequence[Any], row: Sequence[Setting], elem_id: E
 
     button = ToolButton(value=_REFRESH, elem_id=elem_id("refresh"), tooltip="Read the LoRA folder again")
     button.click(fn=refresh, inputs=[], outputs=list(dropdowns), show_progress="hidden")
-
-
-def _wire(
-    tab: str, components: Sequence[Any], notes: Any, answers: tuple[Any, Any], elem_id: ElementId
-) -> None:
-    """Connect the preview, and the notes that the page asks for when the pair changes."""
-    import gradio as gr
-
-    # Places in the event for two values that the page fills in; they are never shown.
-    first, second = (gr.Textbox(visible=False, elem_id=elem_id(f"page_{n}")) for n in (1, 2))
-    preview_button, preview = answers
-    _on_click(
-        preview_button,
-        f"(...values) => klora.withPrompt('{tab}', values)",
-        fn=pair_view.plan_picture,
-        inputs=[first, second, *components],
-        outputs=[preview],
-    )
-    pair_button = gr.Button("K-LoRA pair", visible=False, elem_id=elem_id("pair_button"))
-    _on_click(
-        pair_button,
-        f"() => klora.pair('{tab}')",
-        fn=pair_view.notes,
-        inputs=[first, second],
-        outputs=[notes],
-        show_progress="hidden",
-    )
-
-
-def _on_click(button: Any, javascript: str, **event: Any) -> None:
-    """`click` with a function of the page, under the name that this gradio gives to it."""
-    name = "js" if "js" in inspect.signature(button.click).parameters else "_js"
-    button.click(**{name: javascript}, **event)
 
 
 def _tab_key(setting: Setting) -> str:

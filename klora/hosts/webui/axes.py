@@ -13,6 +13,7 @@ from typing import Any
 
 from klora.errors import PairError
 from klora.hosts.common import library
+from klora.hosts.webui import preset_shelf
 from klora.settings import Setting, Settings
 
 _GRID_SCRIPT = "xyz_grid.py"
@@ -69,7 +70,9 @@ def _applying(setting: Setting) -> Callable[[Any, object, Sequence[object]], Non
     def apply(p: Any, value: object, _values: Sequence[object]) -> None:
         earlier = getattr(p, "klora_overrides", None) or {}
         # Whoever compares settings wants K-LoRA on, unless the axis "Enabled" itself says otherwise.
-        p.klora_overrides = {"enabled": True, **earlier, setting.name: setting.parse(value)}
+        parsed = setting.parse(value)
+        under = preset_shelf.shelf().get(str(parsed)).complete() if setting.kind == "preset" else {}
+        p.klora_overrides = {"enabled": True, **under, **earlier, setting.name: parsed}
 
     return apply
 
@@ -81,6 +84,8 @@ def _confirming(setting: Setting) -> Callable[[Any, Sequence[object]], None]:
             wanted = setting.parse(value)
             if setting.kind == "lora" and wanted not in setting.choices and library.find(str(wanted)) is None:
                 raise PairError(f"K-LoRA: there is no LoRA {wanted!r}; write its name as in the prompt.")
+            if setting.kind == "preset":
+                preset_shelf.shelf().get(str(wanted))
 
     return confirm
 
@@ -92,6 +97,8 @@ def _choosing(setting: Setting) -> Callable[[], list[str]] | None:
         return lambda: ["True", "False"]
     if setting.kind == "lora":
         return lambda: [*setting.choices, *library.lora_names()]
+    if setting.kind == "preset":
+        return lambda: preset_shelf.shelf().names()
     return None
 
 

@@ -57,7 +57,7 @@ def written(
     texts = {PAIR_KEY: str(pair)} if pair is not None else {}
     for setting in _written_settings():
         value = getattr(settings, setting.name)
-        if settings.shapes(setting) or (setting.scope != "rule" and value != setting.default):
+        if settings.shapes(setting) or (setting.scope != "rule" and value != setting.value_before):
             texts[setting.infotext_key] = _readable(setting, value, settings)
     for key, text in ((FALLBACK_KEY, fallback), (NOTE_KEY, note)):
         if text:

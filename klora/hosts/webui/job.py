@@ -16,7 +16,7 @@ from klora.errors import HostError, KloraError, PairError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
 from klora.hosts.common.protocol import WebUIHost
-from klora.hosts.webui import axes, infotext, prompts, windows
+from klora.hosts.webui import axes, infotext, preset_shelf, prompts, windows
 from klora.hosts.webui.bracket import Pass, bracket, refuse
 from klora.hosts.webui.roles import Roles, assign, tags_in
 from klora.hosts.which import this_host
@@ -40,9 +40,10 @@ def wanted_settings(arguments: Sequence[object], p: Any) -> Settings | None:
     has_axis = bool(getattr(p, "klora_overrides", None))
     if not (is_named or is_ticked or has_axis):
         return None
-    base = Settings.from_arguments(arguments) if is_named or is_ticked else Settings()
+    told = is_named or is_ticked
+    base = Settings.from_arguments(preset_shelf.with_values(arguments)) if told else Settings()
     settings = axes.overridden(base, p)
-    return settings if settings.enabled else None
+    return preset_shelf.truly_named(settings) if settings.enabled else None
 
 
 def reads_windows(arguments: Sequence[object]) -> bool:
@@ -223,13 +224,15 @@ class Job:
         if fusion.planner.cast.has_pair:
             self.plans.append(fusion.plan())
 
-    def pictures(self) -> list[Any]:
-        """Pictures of what won where, if the user wants them: of the last two passes (with hires, both)."""
-        if not self._settings.show_plan:
-            return []
-        from klora.pictures.heat_map import plan_image
+    @property
+    def settings(self) -> Settings:
+        """The settings of this job."""
+        return self._settings
 
-        return [plan_image(plan) for plan in self.plans[-2:]]
+    @property
+    def shows_plan(self) -> bool:
+        """Whether the user wants to see what won where."""
+        return self._settings.show_plan
 
     def _try(self, p: Any, action: Callable[[], None]) -> None:
         """Do ``action``; on an error remember it, or fall back to adding, as the user chose."""

@@ -1,105 +1,84 @@
-"""What the accordion shows about the pair: a note on each file, and the plan as a picture.
+"""What the accordion shows of the two files: picture, base model, rank, trigger words, what is wrong.
 
 Everything that comes from files, prompts or names is escaped: it is written by strangers.
 """
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
-from klora.errors import KloraError, PairError
+from klora.errors import KloraError
 from klora.hosts.common import library
-from klora.hosts.webui import roles
-from klora.settings import Settings
+from klora.hosts.common.boundary import attempted
+from klora.hosts.common.checks import check_base_model
+from klora.hosts.webui.live_plan import known, read_kept
 
 MOST_TRIGGER_WORDS = 8
-_SHARPNESS = 100
 
-
-def plan_picture(prompt: str, steps: object, *arguments: Any) -> str:
-    """The heat map for the prompt and settings on the page, as HTML; an obstacle as plain text."""
-    try:
-        settings = Settings.from_arguments(arguments)
-        return _picture(_plan(str(prompt), _whole(steps), settings))
-    except KloraError as error:
-        return _problem(error, "p")
+#: What a loaded model says of itself; Forge has a stand-in without any of these until it loads the first.
+_FAMILY_MARKS = ("is_sdxl", "is_sd1", "is_sd2", "is_sd3", "model_config")
 
 
 def notes(content: str, style: str) -> str:
-    """A line about each file of the pair, with its trigger words to click into the prompt."""
-    files, lines = [], []
+    """A card for each file of the pair, as HTML, and below them what is wrong with the two together."""
+    files, shown = [], []
     for role, name in (("Content", content), ("Style", style)):
         if not name:
             continue
-        try:
-            file = _file(name)
+        file = attempted(lambda name=name: read_kept(known(name).path))  # type: ignore[misc]
+        if isinstance(file, KloraError):
+            told = _problem(file)
+        else:
             files.append(file)
-            told = f"{_facts(file)} {_words(file)}"
-        except KloraError as error:
-            told = _problem(error, "span")
-        lines.append(
-            f'<p class="klora-note"><b class="klora-{role.lower()}">{role}</b> '
-            f'<span class="klora-name">{html.escape(name)}</span> {told}</p>'
-        )
-    lines += _mismatch(files)
-    return f'<div class="klora-notes">{"".join(lines)}</div>' if lines else ""
+            told = f"{_facts(file)}{_words(file)}{_misfit(name)}"
+        shown.append(_card(role, name, told))
+    shown += _mismatch(files)
+    return f'<div class="klora-notes">{"".join(shown)}</div>' if shown else ""
 
 
-def _plan(prompt: str, steps: int, settings: Settings) -> Any:
-    from klora.planning import plan_files
+def preview_of(name: str) -> str | None:
+    """The address of the picture that the Lora tab shows for a LoRA, ``None`` if it has none."""
+    from modules import ui_extra_networks
 
-    cast = roles.assign(roles.tags_in(prompt), settings, library.aliases())
-    if cast.problem or cast.content is None or cast.style is None:
-        raise PairError(cast.problem or "K-LoRA needs two LoRAs.")
-    return plan_files(_known(cast.content).path, _known(cast.style).path, settings, steps)
+    for page in ui_extra_networks.extra_pages:
+        if str(getattr(page, "name", "")).lower() == "lora":
+            item = page.create_item(name, enable_filter=False)
+            preview = item.get("preview") if item else None
+            return str(preview) if preview else None
+    return None
 
 
-def _known(name: str) -> library.KnownLora:
+def _card(role: str, name: str, told: str) -> str:
     lora = library.find(name)
-    if lora is None:
-        raise PairError(
-            f"There is no LoRA {name!r}: correct the name, or refresh the list if the file is new."
-        )
-    return lora
+    found = attempted(lambda: preview_of(lora.name)) if lora is not None else None
+    address = found if isinstance(found, str) else ""
+    picture = (
+        f'<img class="klora-thumb" src="{html.escape(address)}" alt="" loading="lazy">'
+        if address
+        else f'<span class="klora-thumb klora-none" aria-hidden="true">{html.escape(role[0])}</span>'
+    )
+    return (
+        f'<div class="klora-card klora-card-{role.lower()}">{picture}<div class="klora-told">'
+        f'<b class="klora-{role.lower()}">{role}</b> '
+        f'<span class="klora-name">{html.escape(name)}</span>{told}</div></div>'
+    )
 
 
-def _whole(steps: object) -> int:
-    try:
-        return max(1, min(1000, int(float(str(steps)))))
-    except (ValueError, OverflowError) as error:
-        raise PairError(f"The number of steps is {steps!r}; write a whole number.") from error
-
-
-def _picture(plan: Any) -> str:
-    from klora.pictures.heat_map import draw_plan
-
-    png = BytesIO()
-    draw_plan(plan).savefig(png, format="png", dpi=_SHARPNESS)
-    data = base64.b64encode(png.getvalue()).decode()
-    return f'<img class="klora-plan" alt="Plan: layers by steps" src="data:image/png;base64,{data}">'
-
-
-def _problem(error: KloraError, tag: str) -> str:
-    return f'<{tag} class="klora-problem">{html.escape(str(error))}</{tag}>'
-
-
-def _file(name: str) -> Any:
-    from klora.files import read_lora
-
-    return read_lora(_known(name).path)
+def _problem(error: KloraError) -> str:
+    return f'<p class="klora-problem">{html.escape(str(error))}</p>'
 
 
 def _facts(file: Any) -> str:
-    facts = [f"for {file.base_model}" if file.base_model != "unknown" else "base model unknown"]
+    """Words and values apart, because the WebUI translates a text only where it stands alone."""
+    facts = ["base model unknown"] if file.base_model == "unknown" else ["made for", file.base_model]
     if file.ranks:
         lowest, highest = file.ranks
-        facts.append(f"rank {lowest}" if lowest == highest else f"rank {lowest} to {highest}")
+        facts += ["rank", str(lowest) if lowest == highest else f"{lowest} to {highest}"]
     facts.append(file.dialect)
-    return html.escape(", ".join(facts))
+    parts = "".join(f"<span>{html.escape(fact)}</span> " for fact in facts)
+    return f'<p class="klora-facts">{parts}</p>'
 
 
 def _words(file: Any) -> str:
@@ -111,13 +90,22 @@ def _words(file: Any) -> str:
     )
 
 
+def _misfit(name: str) -> str:
+    """Said at once where the LoRA is made for another base model than the loaded checkpoint."""
+    from modules import sd_models
+
+    model = getattr(getattr(sd_models, "model_data", None), "sd_model", None)
+    if not any(hasattr(model, mark) for mark in _FAMILY_MARKS):
+        return ""  # none is loaded yet
+    error = attempted(lambda: check_base_model(model, known(name).path, name))
+    return _problem(error) if isinstance(error, KloraError) else ""
+
+
 def _mismatch(files: Sequence[Any]) -> list[str]:
-    """Said at once, not when the picture is asked for: the two are made for different base models."""
+    """The two are made for different base models."""
     from klora.planning import check_base_models
 
-    if len(files) == 2:
-        try:
-            check_base_models(*files)
-        except KloraError as error:
-            return [_problem(error, "p")]
-    return []
+    if len(files) < 2:
+        return []
+    error = attempted(lambda: check_base_models(*files))
+    return [_problem(error)] if isinstance(error, KloraError) else []

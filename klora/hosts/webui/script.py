@@ -7,8 +7,9 @@ from typing import Any
 from modules import script_callbacks, scripts
 
 from klora.hosts.common.foreign import foreign
-from klora.hosts.webui import accordion, axes, routes
+from klora.hosts.webui import accordion, axes, compare, routes, won
 from klora.hosts.webui.job import Job
+from klora.settings import Settings
 
 _JOB = "klora_job"
 
@@ -29,11 +30,17 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
         built = accordion.build(is_img2img, self.elem_id)
         self.infotext_fields = built.infotext_fields
         self.paste_field_names = built.paste_field_names
-        return list(built.components)
+        return [*built.components, built.trigger]
+
+    def setup(self, p: Any, *arguments: Any) -> None:
+        """The host has the arguments of a job and has not begun it."""
+        asked = arguments[len(Settings.offered()) :]
+        if asked:
+            compare.redirect(p, asked[0])
 
     def process(self, p: Any, *arguments: Any) -> None:
         """A job begins."""
-        setattr(p, _JOB, Job.begin(arguments, p))
+        setattr(p, _JOB, Job.begin(arguments[: len(Settings.offered())], p))
 
     def before_process_batch(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
         """The host is about to read the LoRA tags of a batch."""
@@ -60,11 +67,26 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
             job.begin_pass(p)
 
     def postprocess(self, p: Any, processed: Any, *_arguments: Any) -> None:
-        """All pictures are made."""
+        """All pictures are made. Nothing of ours goes among them, because scripts count them."""
         job = getattr(p, _JOB, None)
-        for picture in job.pictures() if job is not None else ():
-            processed.images.append(picture)
-            processed.infotexts.append("What won where")
+        if job is not None and job.shows_plan:
+            won.keep(job.plans, job.settings, processed)
+
+
+class KLoraCompare(scripts.Script):  # type: ignore[misc]
+    """A comparison as a script of the WebUI's list, which the accordion's buttons run."""
+
+    def title(self) -> str:
+        """The name in the list of scripts, and in the API."""
+        return compare.TITLE
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        """What is compared."""
+        return compare.controls(self.elem_id)
+
+    def run(self, p: Any, kind: str) -> Any:
+        """Make the pictures and the grid."""
+        return compare.run(p, kind, _JOB)
 
 
 def register() -> None:

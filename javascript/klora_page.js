@@ -1,0 +1,385 @@
+// The accordion in the page: the live line, the plan, presets, comparison. It listens to what the user does
+// and asks the server through buttons that are never seen (klora/hosts/webui/wiring.py).
+"use strict";
+
+(function() {
+    const FIRST = "first LoRA in the prompt";
+    const SECOND = "second LoRA in the prompt";
+    const TABS = ["txt2img", "img2img"];
+    const LOOK_EVERY = 600; // ms; pasting an infotext changes a prompt without any event
+    const ASK_AFTER = 400; // ms without a change before the notes on the files are asked for
+    const PLAN_AFTER = 40; // ms without a change before the plan is asked for
+    const GIVE_UP_AFTER = 120000; // ms without an answer before a plan is asked for again
+    const LOADING = [2000, 6000, 15000]; // ms after a change of checkpoint, which takes its time to load
+
+    const remembered = new Map(); // tab -> what is known of it
+    const say = (...told) => window.klora.say(...told);
+    const page = () => gradioApp();
+    const element = (id) => id ? page().querySelector(`#${CSS.escape(id)}`) : null;
+    const liveLine = (tab) => page().querySelector(`.klora-live[data-tab="${tab}"]`);
+    const promptBox = (tab) => page().querySelector(`#${tab}_prompt textarea`);
+    const valueOf = (selector) => page().querySelector(selector)?.value ?? "";
+    const checkpoint = () => valueOf("#setting_sd_model_checkpoint input, #setting_sd_model_checkpoint select");
+
+    function memory(tab) {
+        if (!remembered.has(tab)) {
+            remembered.set(tab, {choices: {}, seen: null, asked: "", pair: ["", ""], key: null, wonFor: ""});
+        }
+        return remembered.get(tab);
+    }
+
+    function factsOf(tab) {
+        const state = memory(tab), line = liveLine(tab);
+        if (line && state.facts === undefined) state.facts = JSON.parse(line.dataset.facts);
+        return state.facts;
+    }
+
+    const control = (tab, name) => element(factsOf(tab)?.ids[name]);
+    const press = (tab, name) => element(factsOf(tab)?.buttons[name])?.click();
+    const valueNamed = (tab, name) => memory(tab).values?.[factsOf(tab).order.indexOf(name)];
+
+    // ---- roles -------------------------------------------------------------------------------------
+
+    /** What a dropdown says; while its list is open, a text that is none of its options is a search. */
+    function choiceIn(tab, role, fallback) {
+        const dropdown = control(tab, role);
+        const text = dropdown?.querySelector("input")?.value.trim();
+        const choices = memory(tab).choices;
+        const options = dropdown ? [...dropdown.querySelectorAll("ul li")] : [];
+        const isOption = options.some((option) => option.getAttribute("aria-label") === text);
+        if (text && (isOption || options.length === 0)) choices[role] = text;
+        return choices[role] ?? fallback;
+    }
+
+    function write(tab, line, roles, problem) {
+        const parts = window.klora.lineOf({...roles, problem: problem}).map(([name, text]) => {
+            const span = document.createElement("span");
+            span.className = name;
+            span.textContent = name === "klora-name" ? text : say(text); // never markup: names come from files
+            return span;
+        });
+        if (parts.some((part) => part.className === "klora-third")) {
+            const button = document.createElement("button");
+            button.type = "button";
+            button.className = "klora-word klora-remove";
+            button.textContent = say("Take it out of the prompt");
+            button.addEventListener("click", () => takeOut(tab, roles.extras));
+            parts.push(button);
+        }
+        line.replaceChildren(...parts);
+        line.classList.toggle("klora-incomplete", problem !== null);
+    }
+
+    /** Remove the tags of these LoRAs from the prompt. */
+    function takeOut(tab, names) {
+        const prompt = promptBox(tab), aliases = new Map(Object.entries(factsOf(tab).aliases));
+        prompt.value = prompt.value.replace(/<\w+:[^>]+>/g, (tag) => {
+            const [name] = window.klora.tagsIn(tag);
+            return name !== undefined && names.includes(aliases.get(name) ?? name) ? "" : tag;
+        }).replace(/ {2,}/g, " ").trim();
+        updateInput(prompt);
+        look(tab);
+    }
+
+    /** The weight sliders matter only for a LoRA that the prompt does not load. */
+    function showWeights(tab, roles) {
+        control(tab, "content_weight")?.classList.toggle("klora-unused", !roles.content_picked);
+        control(tab, "style_weight")?.classList.toggle("klora-unused", !roles.style_picked);
+    }
+
+    /** Ask the server about the two files, once the pair has stayed the same for a moment. */
+    function askForNotes(tab, roles) {
+        const state = memory(tab);
+        state.pair = [roles.content ?? "", roles.style ?? ""];
+        const wanted = JSON.stringify([state.pair, checkpoint()]);
+        if (wanted === state.asked) return;
+        const isOtherCheckpoint = state.asked && JSON.parse(state.asked)[1] !== checkpoint();
+        state.asked = wanted;
+        clearTimeout(state.timer);
+        state.timer = setTimeout(() => press(tab, "pair_button"), ASK_AFTER);
+        if (isOtherCheckpoint) LOADING.forEach((wait) => setTimeout(() => press(tab, "pair_button"), wait));
+    }
+
+    /** The sentence that the server has about the files of the pair that is in the line, or null. */
+    function problemOfFiles(tab) {
+        const notes = element(factsOf(tab).notes);
+        return notes?.querySelector(".klora-problem")?.textContent ?? null;
+    }
+
+    function look(tab) {
+        const line = liveLine(tab), prompt = promptBox(tab);
+        if (!line || !prompt || line.offsetParent === null) return; // folded away or another tab
+        const state = memory(tab), facts = factsOf(tab);
+        if (state.values === undefined) press(tab, "state_button");
+        const content = choiceIn(tab, "content", FIRST), style = choiceIn(tab, "style", SECOND);
+        const tags = window.klora.tagsIn(prompt.value);
+        const aliases = new Map(Object.entries(facts.aliases));
+        const roles = window.klora.assign(tags, content, style, aliases);
+        askForNotes(tab, roles);
+        const problem = roles.problem ?? (state.noted === JSON.stringify(state.pair) ? problemOfFiles(tab) : null);
+        const seen = JSON.stringify([roles, problem]);
+        if (seen !== state.seen || !line.firstElementChild) {
+            state.seen = seen;
+            write(tab, line, roles, problem);
+            showWeights(tab, roles);
+        }
+        state.problem = problem;
+        wantPlan(tab);
+        wantWon(tab);
+    }
+
+    /** Add a trigger word to the prompt of the tab its button is in, unless it is there. */
+    function addWord(button) {
+        const accordion = button.closest(".input-accordion") ?? document.body;
+        const tab = accordion.querySelector(".klora-live")?.dataset.tab;
+        const prompt = tab && promptBox(tab);
+        // Brackets in a tag are part of its name, not emphasis.
+        const word = button.textContent.replace(/(?<!\\)[()[\]]/g, "\\$&");
+        if (!prompt || prompt.value.includes(word)) return;
+        const before = prompt.value.trimEnd();
+        prompt.value = before === "" ? word : before + (before.endsWith(",") ? " " : ", ") + word;
+        updateInput(prompt);
+    }
+
+    /** The input of the content or style dropdown that `target` is in, if it is in one. */
+    function loraInput(target) {
+        const dropdowns = TABS.flatMap((tab) => liveLine(tab) ? [control(tab, "content"), control(tab, "style")] : []);
+        return dropdowns.find((one) => one?.contains(target))?.querySelector("input") ?? null;
+    }
+
+    // ---- the plan ----------------------------------------------------------------------------------
+
+    function viewOf(tab, what, title) {
+        const state = memory(tab), place = page().querySelector(`.klora-${what}[data-tab="${tab}"]`);
+        if (place && state[what]?.place !== place) state[what] = new window.klora.PlanView(place, title);
+        return state[what];
+    }
+
+    /** What the plan depends on beside the settings; text between the tags does not change it. */
+    function circumstances(tab) {
+        const tags = promptBox(tab).value.match(/<[^>]+>/g) ?? [];
+        const steps = valueOf(`#${tab}_steps input[type=number]`) || "20";
+        const asked = {prompt: tags.join(""), steps: steps};
+        if (tab === "img2img") asked.strength = valueOf("#img2img_denoising_strength input[type=number]") || "0.75";
+        return asked;
+    }
+
+    function wantPlan(tab) {
+        const state = memory(tab), view = viewOf(tab, "plan", "Plan");
+        if (!state.values || !view) return;
+        if (state.problem !== null) {
+            view.note("");
+            view.waiting(false);
+            state.key = null;
+            return;
+        }
+        const key = JSON.stringify([circumstances(tab), state.values]);
+        if (key === state.key) return;
+        state.key = key;
+        view.waiting(true);
+        clearTimeout(state.planTimer);
+        state.planTimer = setTimeout(() => askForPlan(tab), PLAN_AFTER);
+    }
+
+    /** One question at a time; what changes meanwhile is asked for when the answer is there. */
+    function askForPlan(tab) {
+        const state = memory(tab), now = Date.now();
+        if (state.askedAt && now - state.askedAt < GIVE_UP_AFTER) return;
+        state.askedAt = now;
+        press(tab, "plan_button");
+        clearTimeout(state.progressTimer);
+        state.progressTimer = setTimeout(() => press(tab, "progress_button"), 700);
+    }
+
+    function takePlan(tab, text) {
+        const state = memory(tab), view = viewOf(tab, "plan", "Plan");
+        state.askedAt = 0;
+        clearTimeout(state.progressTimer);
+        const answer = text ? JSON.parse(text) : {problem: "The server did not answer; look at its console."};
+        const isLate = answer.key !== state.key;
+        if (state.key !== null && answer.plan && (!isLate || isOfThisPair(state, answer.plan))) {
+            view.show(answer.plan);
+        } else if (state.key !== null && answer.problem && !isLate) {
+            view.note(answer.problem, true);
+        }
+        view.waiting(isLate && state.key !== null);
+        if (isLate && state.key !== null) askForPlan(tab);
+    }
+
+    const isOfThisPair = (state, plan) => JSON.stringify(plan.loras) === JSON.stringify(state.pair);
+
+    function takeProgress(tab, text) {
+        const state = memory(tab);
+        if (!state.askedAt) return;
+        const [done, all] = JSON.parse(text || "[0, 0]");
+        if (all) viewOf(tab, "plan", "Plan").waiting(true, say("Scoring the pair, once: {done} of {all} layers", {done: done, all: all}));
+        state.progressTimer = setTimeout(() => press(tab, "progress_button"), 700);
+    }
+
+    // ---- what won where in a picture that was made -----------------------------------------------------
+
+    /** The infotext of the picture that the gallery shows. */
+    function shownInfotext(tab) {
+        try {
+            const told = JSON.parse(valueOf(`#generation_info_${tab} textarea`));
+            const chosen = typeof selected_gallery_index === "function" ? selected_gallery_index() : -1;
+            const first = told.index_of_first_image ?? 0;
+            return told.infotexts[chosen < first ? first : chosen] ?? "";
+        } catch {
+            return ""; // nothing was made yet
+        }
+    }
+
+    function wantWon(tab) {
+        const state = memory(tab), infotext = valueNamed(tab, "show_plan") ? shownInfotext(tab) : "";
+        if (infotext === state.wonFor) return;
+        state.wonFor = infotext;
+        if (infotext) press(tab, "won_button");
+        else viewOf(tab, "won", "")?.note("");
+    }
+
+    function takeWon(tab, text) {
+        const view = viewOf(tab, "won", "What won where in the picture");
+        const plans = JSON.parse(text || "[]");
+        view.title = "What won where in the picture";
+        if (plans.length) view.show(plans[plans.length - 1]);
+        else view.note("");
+    }
+
+    // ---- settings ----------------------------------------------------------------------------------
+
+    /** Only what has a say in the chosen rule is shown. */
+    function showRule(tab) {
+        const facts = factsOf(tab), needed = facts.rules[valueNamed(tab, "rule")];
+        const names = new Set(Object.values(facts.rules).flat());
+        for (const name of names) {
+            control(tab, name)?.classList.toggle("klora-unused", Boolean(needed) && !needed.includes(name));
+        }
+    }
+
+    function openAccordion(tab) {
+        const accordion = liveLine(tab)?.closest(".input-accordion");
+        const label = accordion?.querySelector(".label-wrap");
+        if (label && !label.classList.contains("open")) label.click();
+    }
+
+    /** In older gradio the head of an accordion cannot be reached with the keyboard. */
+    function makeReachable(tab) {
+        const accordion = liveLine(tab)?.closest(".input-accordion");
+        for (const head of accordion?.querySelectorAll(".label-wrap") ?? []) {
+            if (head.nodeName !== "BUTTON" && !head.hasAttribute("tabindex")) {
+                head.tabIndex = 0;
+                head.setAttribute("role", "button");
+                head.addEventListener("keydown", (event) => {
+                    if (event.target !== head || (event.key !== "Enter" && event.key !== " ")) return;
+                    event.preventDefault();
+                    head.click();
+                });
+            }
+            head.setAttribute("aria-expanded", String(head.classList.contains("open")));
+        }
+        for (const [id, label] of [["swap", "Swap content and style"], ["refresh", "Read the LoRA folder again"]]) {
+            element(factsOf(tab)?.tools[id])?.setAttribute("aria-label", say(label));
+        }
+    }
+
+    // ---- for the events that klora/hosts/webui/wiring.py wires ---------------------------------------
+
+    const named = (text, before) => (window.prompt(say(text), before) ?? "").trim();
+
+    Object.assign(window.klora, {
+        changed: (tab) => {
+            const state = memory(tab);
+            clearTimeout(state.changeTimer);
+            state.changeTimer = setTimeout(() => press(tab, "state_button"), 20);
+            return [];
+        },
+        state: (tab, values) => {
+            const state = memory(tab), wasOn = state.values?.[0];
+            state.values = values;
+            if (wasOn === false && values[0]) openAccordion(tab);
+            showRule(tab);
+            look(tab);
+            return [];
+        },
+        pair: (tab) => memory(tab).pair,
+        noted: (tab) => {
+            memory(tab).noted = JSON.stringify(memory(tab).pair);
+            setTimeout(() => look(tab));
+            return [];
+        },
+        ask: (tab, values) => [JSON.stringify({...circumstances(tab), key: memory(tab).key}), ...values.slice(1)],
+        take: (tab, text) => {
+            takePlan(tab, text);
+            return [];
+        },
+        nothing: () => [],
+        takeProgress: (tab, text) => {
+            takeProgress(tab, text);
+            return [];
+        },
+        askWon: (tab) => memory(tab).wonFor,
+        takeWon: (tab, text) => {
+            takeWon(tab, text);
+            return [];
+        },
+        savePreset: (tab, values) => [named("Name of the preset:", ""), ...values.slice(1)],
+        renamePreset: (_tab, [, preset]) => [named("New name of the preset:", preset), preset],
+        deletePreset: (_tab, [, preset]) =>
+            [window.confirm(say("Delete the preset {name}?", {name: preset})) ? "yes" : "", preset],
+        importPreset: () => new Promise((answer) => {
+            const input = document.createElement("input");
+            input.type = "file";
+            input.accept = ".json,application/json";
+            input.addEventListener("change", () => input.files[0].text().then(answer));
+            input.addEventListener("cancel", () => answer(""));
+            input.click();
+        }),
+        presetsChanged: (tab) => {
+            TABS.filter((other) => other !== tab).forEach((other) => press(other, "presets_button"));
+            return [];
+        },
+        download: (text) => {
+            const link = document.createElement("a");
+            link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+            link.download = "klora-presets.json";
+            link.click();
+            setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+            return [];
+        },
+        /** Press Generate with the mark of a comparison set, and take the mark away again. */
+        compare: (tab, kind) => {
+            if (memory(tab).problem !== null) {
+                liveLine(tab)?.scrollIntoView({block: "center"});
+                return "";
+            }
+            setTimeout(() => page().querySelector(`#${tab}_generate`)?.click(), 80);
+            setTimeout(() => press(tab, "compare_done"), 900);
+            return kind;
+        },
+    });
+
+    // One listener each on the document, so that nothing needs to be found again when gradio redraws.
+    document.addEventListener("input", (event) => {
+        if (event.target.closest?.("#txt2img_prompt, #img2img_prompt")) TABS.forEach(look);
+    });
+    document.addEventListener("focusin", (event) => {
+        // Typing then searches for a LoRA, where it would else be inserted into the present choice.
+        if (loraInput(event.target) === event.target) event.target.select();
+    });
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest?.(".klora-word:not(.klora-remove)");
+        if (button) addWord(button);
+        // Some versions of gradio open the list again right after a pick: the click lands in a label.
+        if (event.target.closest?.("li")) setTimeout(() => loraInput(event.target)?.blur());
+    });
+    onUiLoaded(() => {
+        const lookEverywhere = () => TABS.forEach((tab) => {
+            look(tab);
+            if (liveLine(tab)) makeReachable(tab);
+        });
+        TABS.forEach((tab) => liveLine(tab) && press(tab, "state_button"));
+        lookEverywhere();
+        setInterval(lookEverywhere, LOOK_EVERY);
+    });
+})();
