@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from klora.errors import LoraFileError
+from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import A1111Seam
 from klora.planning import Cast
 from klora.schedule import LayerShares, Moment
 from klora.settings import Settings
 from klora.weights import prepare
+from klora.weights.branch import BatchRows
 from tests.jobs.fakes import (
     ATTENTION,
     CANONICAL,
@@ -290,3 +293,118 @@ def test_a_text_only_or_foreign_layer_is_no_contest(scene: Scene) -> None:
     for network in (scene.fox, scene.ink):
         network.modules = {TEXT: network.modules[TEXT]}
     assert scene.seam().layers() == []
+
+
+# --- Fractions, and multipliers that change in time
+# ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_computed", [False, True], ids=["attribute", "property"])
+def test_a_fraction_is_that_many_times_the_multiplier(scene: Scene, is_computed: bool) -> None:
+    if is_computed:
+        fade(scene, scene.ink, lambda: 0.7)
+    seam = scene.seam()
+    added = scene.model.run()
+    with seam.withheld(list(CANONICAL.values())):
+        seam.apply(dict.fromkeys(CANONICAL.values(), LayerShares((0.25, 0.5))))
+        output = scene.model.run()
+        for name in CANONICAL:
+            weight = scene.model.clean[name] + 0.25 * scene.fox.modules[name].delta
+            weight = weight + 0.35 * scene.ink.modules[name].delta + scene.oak.modules[name].delta
+            torch.testing.assert_close(output[name], scene.model.probe @ weight.T)
+        scene.check(output, TEXT, scene.fox, scene.ink, scene.oak)
+    assert (scene.fox.unet_multiplier, scene.ink.unet_multiplier) == (1.0, 0.7)
+    again = scene.model.run()
+    assert all(torch.equal(again[name], added[name]) for name in IN_FORWARD_ORDER)
+
+
+def test_an_exception_leaves_the_multipliers(scene: Scene) -> None:
+    if scene.model.functional:
+        pytest.skip("the fake fails in the merge")
+    scene.networks.fail_in = ATTENTION[0]
+    seam = scene.seam()
+
+    def fails() -> None:
+        with seam.withheld([]):
+            seam.apply({CANONICAL[ATTENTION[0]]: LayerShares((0.5, 0.5))})
+            scene.model.run()
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fails()
+    assert (scene.fox.unet_multiplier, scene.ink.unet_multiplier) == (1.0, 0.7)
+
+
+def fade(scene: Scene, network: FakeNetwork, value: Any) -> None:
+    """Make the multiplier a property of the class, as sd-webui-loractl does, and deaf to what is set."""
+    own = type(network)
+    network.__class__ = type(
+        "Network", (own,), {"unet_multiplier": property(lambda _: value(), lambda *_: None)}
+    )
+
+
+def test_a_lora_that_fades_in_is_weighed_at_1_and_applied_at_its_own(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = SimpleNamespace(sampling_step=3, sampling_steps=20)
+    shared = ModuleType("modules.shared")
+    shared.state = state  # type: ignore[attr-defined]
+    modules = ModuleType("modules")
+    modules.shared = shared  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    monkeypatch.setitem(sys.modules, "modules.shared", shared)
+    fade(scene, scene.ink, lambda: state.sampling_step / state.sampling_steps)
+    layer = CANONICAL[ATTENTION[0]]
+    state.sampling_step = 0
+    first = scene.seam()
+    assert torch.equal(first.deltas(layer)[1], scene.ink.modules[ATTENTION[0]].delta)
+    key = first.score_key()
+    state.sampling_step = 10
+    assert first.score_key() == key
+    assert (state.sampling_step, state.sampling_steps) == (10, 20)
+    with first.withheld([layer]):
+        first.apply({layer: LayerShares((0, 0.5))})
+        output = scene.model.run()
+    weight = scene.model.clean[ATTENTION[0]] + 0.25 * scene.ink.modules[ATTENTION[0]].delta
+    weight = weight + scene.oak.modules[ATTENTION[0]].delta
+    torch.testing.assert_close(output[ATTENTION[0]], scene.model.probe @ weight.T)
+
+
+# --- Rows of the guidance
+# --------------------------------------------------------------------------------------
+
+
+def test_the_unconditional_rows_are_those_after_the_conditional_ones(scene: Scene) -> None:
+    """Two pictures of which one has two prompts joined by AND, in calls of two rows: 3 conditional, 2 not."""
+    rows = BatchRows()
+    unet = torch.nn.Identity()
+    seen = []
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor, cond: Any) -> None:
+            for start in range(0, len(x), 2):
+                unet(x[start : start + 2])
+                seen.append(rows.of(x[start : start + 2]))
+
+    denoiser = Denoiser()
+    cond = SimpleNamespace(batch=[["a", "b"], ["c"]])
+    with telling_rows(denoiser, unet, rows):
+        for _ in range(2):
+            denoiser(torch.zeros(5, 4), torch.ones(2), cond=cond)
+    assert seen == [(), ((1, 2),), ((0, 1),)] * 2
+    assert not denoiser._forward_pre_hooks
+    assert not unet._forward_pre_hooks
+
+
+def test_the_branch_gives_the_unconditional_rows_what_they_get(scene: Scene) -> None:
+    seam, name = scene.seam(), ATTENTION[0]
+    layer = scene.model.named[name]
+    with seam.withheld([CANONICAL[name]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0.5))})
+        seam.branches.rows.tell(2, ((1, 2),))
+        scene.networks.network_apply_weights(layer)
+        output = layer(scene.model.probe)
+        expected = scene.model.expected(name, scene.fox, scene.ink, scene.oak)
+        missing = scene.model.probe @ (0.5 * 0.7 * scene.ink.modules[name].delta).T
+        torch.testing.assert_close(output[0], expected[0])
+        torch.testing.assert_close(output[1], (expected - missing)[1])
+    assert not layer._forward_hooks

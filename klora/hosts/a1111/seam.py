@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from klora.files.canonical import forward_position, is_attention
 from klora.files.native import host_layer_to_canonical
+from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
 from klora.hosts.common.checks import does_not_fit
 from klora.planning import LayerView
 from klora.schedule import LayerShares
@@ -64,8 +65,13 @@ class A1111Seam:
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW as the host would add them to the clean weight, multiplier and dyn_dim included."""
-        content, style = (self._delta(network, layer) for network in self._cast[:2])
+        content, style = (self._scored_delta(network, layer) for network in self._cast[:2])
         return content, style
+
+    def _scored_delta(self, network: Any, layer: str) -> Tensor:
+        # A LoRA that another extension fades in or out is weighed as if it were in.
+        with at_full_weight(network):
+            return self._delta(network, layer)
 
     def _delta(self, network: Any, layer: str) -> Tensor:
         module = network.modules[self._host_names[layer]]
@@ -132,7 +138,7 @@ class A1111Seam:
             with ExitStack() as stack:
                 for network, share in zip(cast, shares, strict=True):
                     if share not in (0, 1):
-                        stack.enter_context(_multiplied(network, share))
+                        stack.enter_context(multiplied(network, share))
                 if absent:
                     # By identity and at call time: a refiner of another architecture empties the list.
                     networks.loaded_networks = [one for one in loaded if not _is_among(one, absent)]
@@ -166,17 +172,6 @@ class A1111Seam:
         return RowDelta(dense=self._delta(network, layer), bias=bias)
 
 
-@contextmanager
-def _multiplied(network: Any, share: float) -> Iterator[None]:
-    """The network with its multiplier of the denoiser times ``share``."""
-    before = network.unet_multiplier
-    network.unet_multiplier = before * share
-    try:
-        yield
-    finally:
-        network.unet_multiplier = before
-
-
 def _is_among(network: Any, others: Sequence[Any]) -> bool:
     return any(network is other for other in others)
 
@@ -198,6 +193,7 @@ def _is_plain(module: Any) -> bool:
     """Whether dW is the product of two matrices of the module and nothing else."""
     return (
         type(module).__name__ == "NetworkModuleLora"
+        and all(hasattr(module, name) for name in ("up_model", "down_model", "calc_scale"))
         and getattr(module, "mid_model", None) is None
         and getattr(module, "dora_scale", None) is None
         and getattr(module, "bias", None) is None
@@ -217,7 +213,7 @@ def _rank(module: Any) -> int | None:
 
 def _network_key(network: Any) -> Hashable:
     on_disk = network.network_on_disk
-    key = (on_disk.filename, network.mtime, float(network.unet_multiplier), network.dyn_dim)
+    key = (on_disk.filename, network.mtime, scored_multiplier(network), network.dyn_dim)
     if network.name in (on_disk.name, on_disk.alias, network.mentioned_name):
         return key
     # Another extension renamed the network, as lora-block-weight does to force a merge: it has changed the
