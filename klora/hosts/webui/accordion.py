@@ -73,6 +73,7 @@ def _intro(enabled: Setting, tab: str, elem_id: ElementId) -> None:
     attributes = {
         "tab": tab,
         "aliases": json.dumps(_aliases()),
+        "kinds": " ".join(library.tag_kinds()),
         **{name.replace("_", "-"): elem_id(name) for name in ("content", "style")},
         "content-weight": elem_id("content_weight"),
         "style-weight": elem_id("style_weight"),

@@ -52,7 +52,7 @@ def notes(content: str, style: str) -> str:
 def _plan(prompt: str, steps: int, settings: Settings) -> Any:
     from klora.planning import plan_files
 
-    cast = roles.assign(roles.tags_in(prompt), settings, library.aliases())
+    cast = roles.cast(prompt, settings, library.aliases(), library.tag_kinds())
     if cast.problem or cast.content is None or cast.style is None:
         raise PairError(cast.problem or "K-LoRA needs two LoRAs.")
     return plan_files(_known(cast.content).path, _known(cast.style).path, settings, steps)
