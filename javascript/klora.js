@@ -8,15 +8,52 @@
     const SECOND = "second LoRA in the prompt";
     const POSITIONS = [FIRST, SECOND];
 
+    const KINDS = ["lora", "lyco"];
+
     /** The names in the LoRA tags of a prompt, in order, as the host reads them. */
-    function tagsIn(prompt) {
+    function tagsIn(prompt, kinds = KINDS) {
         const names = [];
         for (const [, kind, words] of prompt.matchAll(/<(\w+):([^>]+)>/g)) {
-            if (kind !== "lora" && kind !== "lyco") continue;
+            if (!kinds.includes(kind)) continue;
             const unnamed = words.split(":").filter((part) => part.split("=").length !== 2);
             if (unnamed.length) names.push(unnamed[0]);
         }
         return names;
+    }
+
+    /** What is wrong with the settings of a tag <klora:...>, but for their values; null if nothing is. */
+    function problemOfSettings(text, written) {
+        const seen = new Set();
+        for (const part of written === "" ? [] : written.split(",")) {
+            const name = part.split("=")[0].trim().toLowerCase().replaceAll(" ", "_");
+            if (!part.includes("=") || name === "") {
+                const shown = part.trim();
+                return `K-LoRA: in ${text}, '${shown}' is no setting; write name=value, such as balance=0.3.`;
+            }
+            if (seen.has(name)) return `K-LoRA: ${text} says ${name} twice; write it once.`;
+            seen.add(name);
+        }
+        return null;
+    }
+
+    /** The tag <klora:content:style:settings> of a prompt: {names, problem}; null if there is none. */
+    function pairTag(prompt) {
+        const found = [...prompt.matchAll(/<klora:([^>]+)>/g)];
+        if (found.length === 0) return null;
+        if (found.length > 1) {
+            const count = found.length;
+            const problem = `K-LoRA: the prompt has ${count} tags <klora:...>; write one, because a picture has one pair.`;
+            return {names: [], problem: problem};
+        }
+        const [text, words] = found[0];
+        const items = words.split(":");
+        const first = items.findIndex((item) => item.includes("="));
+        const names = (first < 0 ? items : items.slice(0, first)).map((item) => item.trim());
+        if (![0, 2].includes(names.length) || names.includes("")) {
+            const remedy = "write the content, the style and then settings, such as <klora:fox:ink:balance=0.3>";
+            return {names: [], problem: `K-LoRA: ${text} does not name two LoRAs; ${remedy}.`};
+        }
+        return {names: names, problem: problemOfSettings(text, items.slice(names.length).join(":"))};
     }
 
     function byPosition(choice, present, otherPick) {
@@ -28,7 +65,7 @@
 
     function problemOf(content, style, found) {
         if (content !== null && content === style) {
-            return `Content and style are both ${content}: choose two different LoRAs.`;
+            return `K-LoRA: content and style are both ${content}: choose two different LoRAs.`;
         }
         if (content !== null && style !== null) return null;
         const count = found.length ? `${found.length} (${found.join(", ")})` : "none";
@@ -60,6 +97,23 @@
         };
     }
 
+    /** Cast the LoRAs of a whole prompt, whose tag <klora:content:style> wins over the two choices. */
+    function cast(prompt, contentChoice, styleChoice, aliases, kinds = KINDS) {
+        const tag = pairTag(prompt);
+        if (tag !== null && tag.problem !== null) {
+            return {
+                content: null,
+                style: null,
+                content_picked: false,
+                style_picked: false,
+                extras: [],
+                problem: tag.problem,
+            };
+        }
+        const [content, style] = tag !== null && tag.names.length ? tag.names : [contentChoice, styleChoice];
+        return assign(tagsIn(prompt, kinds), content, style, aliases);
+    }
+
     /** The sentence parts of the live line: [class, text], in order. */
     function lineOf(roles) {
         const parts = [];
@@ -83,9 +137,9 @@
     }
 
     if (typeof module !== "undefined" && module.exports) {
-        module.exports = {tagsIn: tagsIn, assign: assign, lineOf: lineOf};
+        module.exports = {tagsIn: tagsIn, assign: assign, cast: cast, lineOf: lineOf};
         return; // node, for the tests: there is no page
     }
 
-    window.klora = {tagsIn: tagsIn, assign: assign, lineOf: lineOf};
+    window.klora = {tagsIn: tagsIn, assign: assign, cast: cast, lineOf: lineOf};
 })();

@@ -112,9 +112,8 @@
         const state = memory(tab), facts = factsOf(tab);
         if (state.values === undefined) press(tab, "state_button");
         const content = choiceIn(tab, "content", FIRST), style = choiceIn(tab, "style", SECOND);
-        const tags = window.klora.tagsIn(prompt.value);
         const aliases = new Map(Object.entries(facts.aliases));
-        const roles = window.klora.assign(tags, content, style, aliases);
+        const roles = window.klora.cast(prompt.value, content, style, aliases, facts.kinds);
         askForNotes(tab, roles);
         const problem = roles.problem ?? (state.noted === JSON.stringify(state.pair) ? problemOfFiles(tab) : null);
         const seen = JSON.stringify([roles, problem]);

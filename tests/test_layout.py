@@ -35,7 +35,7 @@ BROAD = frozenset({"Exception", "BaseException"})
 #: The rooms from the bottom up: a room imports from itself and from those before it, never from those after.
 ROOMS = (
     *("version", "errors", "example_pair", "files", "options", "scores", "schedule", "rules", "settings"),
-    *("planning", "report", "weights", "pictures"),
+    *("planning", "presets", "weights", "pictures", "report"),
     *("hosts.common", "hosts.diffusers", "hosts.a1111", "hosts.forge_family", "hosts.forge"),
     *("hosts.model_patcher", "hosts.which", "hosts.webui", "lab", "commands"),
 )

@@ -37,7 +37,7 @@ def run(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     paths, is_table = _paths(arguments.files)
     if not is_table:
-        report = report_files(*paths, settings, arguments.steps)
+        report = report_files(paths[0], paths[1], settings, arguments.steps)
         _answer(arguments, report.as_json(), report_text(report), lambda: report_page(report))
         return 0
     files, status = _readable(paths)

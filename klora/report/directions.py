@@ -165,4 +165,5 @@ def _orthonormal(gram: Tensor) -> Tensor:
     energies, vectors = torch.linalg.eigh(gram)
     present = energies > _SMALLEST * energies[-1].clamp_min(0)
     present &= energies > 0
-    return vectors[:, present] / energies[present].sqrt()
+    basis: Tensor = vectors[:, present] / energies[present].sqrt()
+    return basis

@@ -121,6 +121,12 @@ def make_network(
     return network
 
 
+def parsed_tag(items: list[str]) -> Any:
+    """A tag as the host parses it: named arguments hold one equals sign."""
+    named = dict(item.split("=") for item in items if item.count("=") == 1)
+    return SimpleNamespace(items=items, positional=[one for one in items if one.count("=") != 1], named=named)
+
+
 def install(networks: ModuleType | Any) -> None:
     """Give a module ``networks`` the merging half of AUTOMATIC1111's."""
     networks.originals = SimpleNamespace(Linear_forward=nn.Linear.forward)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,94 +12,17 @@ import torch
 
 from klora.errors import KloraError, LoraFileError, PairError, SettingsError
 from klora.hosts.webui.job import wanted_settings
-from klora.hosts.webui.roles import tags_in
 from klora.settings import Settings
 from tests.engine.lora_files import write_lora
+from tests.jobs.fake_webui import BOTH, CONTENT_WINS, STYLE_WINS, Webui
 from tests.jobs.fakes import (
     ATTENTION,
     CANONICAL,
     IN_FORWARD_ORDER,
     TEXT,
-    FakeModel,
     FakeSampler,
-    make_network,
+    parsed_tag,
 )
-from tests.webui.conftest import FakeHost
-
-SCRIPT = "klora.hosts.webui.script"
-
-
-class Webui:
-    """Calls the script as the host does: process, then per batch and pass its other callbacks."""
-
-    def __init__(self, host: FakeHost, script: Any) -> None:
-        self.networks, self.script = host.networks, script
-        self.model = FakeModel(host.networks)
-        self.known = {
-            entry.name: make_network(entry.name, self.model, seed=at + 1, entry=entry)
-            for at, entry in enumerate(host.networks.on_disk)
-        }
-        self.checkpoint = SimpleNamespace(
-            sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"), is_sd1=True
-        )
-
-    def job(self, prompt: str, **extra: Any) -> Any:
-        comments: list[str] = []
-        return SimpleNamespace(
-            prompts=[prompt, prompt],
-            extra_generation_params={},
-            sampler=FakeSampler(self.model),
-            sd_model=self.checkpoint,
-            comments=comments,
-            comment=comments.append,
-            is_hr_pass=False,
-            **{"enable_hr": False, **extra},
-        )
-
-    def activate(self, names: list[str]) -> None:
-        aliases = self.networks.available_network_aliases
-        self.networks.loaded_networks[:] = [
-            self.known[aliases[name].name] for name in names if name in aliases
-        ]
-
-    def batch(self, p: Any) -> None:
-        self.script.before_process_batch(p, batch_number=0)
-        self.activate(list(tags_in(p.prompts[0])))
-        self.script.after_extra_networks_activate(p)
-        self.script.process_batch(p)
-
-    def sample(self, p: Any) -> list[dict[str, torch.Tensor]]:
-        self.script.process_before_every_sampling(p)
-        p.sampler.sample(p)
-        return p.sampler.model_wrap_cfg.seen
-
-    def generate(self, prompt: str, *arguments: Any, **extra: Any) -> Any:
-        p = self.job(prompt, **extra)
-        self.script.process(p, *arguments)
-        self.batch(p)
-        p.seen = self.sample(p)
-        return p
-
-    def is_applied(self, output: dict[str, torch.Tensor], layer: str, *names: str) -> bool:
-        expected = self.model.expected(layer, *(self.known[name] for name in names))
-        return torch.allclose(output[layer], expected, atol=1e-5)
-
-
-@pytest.fixture
-def webui(a1111: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
-    modules = sys.modules["modules"]
-    a1111.scripts.Script, a1111.scripts.AlwaysVisible = object, "always"
-    callbacks = ModuleType("modules.script_callbacks")
-    monkeypatch.setitem(sys.modules, "modules.script_callbacks", callbacks)
-    monkeypatch.setattr(modules, "script_callbacks", callbacks, raising=False)
-    script = importlib.import_module(SCRIPT).KLoraScript()
-    yield Webui(a1111, script)
-    sys.modules.pop(SCRIPT)
-
-
-BOTH = "a fox <lora:fox:1> <lora:ink:1>"
-CONTENT_WINS = {"alpha": 0, "beta": "0", "other_layers": "fuse"}
-STYLE_WINS = {"alpha": 0, "beta": "1e9", "other_layers": "fuse"}
 
 
 @pytest.mark.parametrize(("rule", "winner"), [(CONTENT_WINS, "fox"), (STYLE_WINS, "ink")])
@@ -240,8 +161,8 @@ def test_modes(webui: Webui, mode: str, left: list[str]) -> None:
 def test_the_hires_pass_has_a_plan_of_its_own(webui: Webui) -> None:
     tags = {
         "lora": [
-            SimpleNamespace(items=["ink", "1"], positional=["ink", "1"]),
-            SimpleNamespace(items=["fox", "1"], positional=["fox", "1"]),
+            parsed_tag(["ink", "1"]),
+            parsed_tag(["fox", "1"]),
         ]
     }
     p = webui.generate(BOTH, CONTENT_WINS, enable_hr=True, hr_extra_network_data=tags)
@@ -255,7 +176,7 @@ def test_the_hires_pass_has_a_plan_of_its_own(webui: Webui) -> None:
 
 
 def test_a_hires_prompt_that_lacks_a_lora_is_named(webui: Webui) -> None:
-    tags = {"lora": [SimpleNamespace(items=["fox", "1"], positional=["fox", "1"])]}
+    tags = {"lora": [parsed_tag(["fox", "1"])]}
     with pytest.raises(PairError, match=r"found 1 \(fox\).*in the hires prompt\.$"):
         webui.generate(BOTH, {}, enable_hr=True, hr_extra_network_data=tags)
 

@@ -235,11 +235,16 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     ]
     shared = ModuleType("modules.shared")
     shared.cmd_opts = options  # type: ignore[attr-defined]
+    extra_networks = ModuleType("modules.extra_networks")
+    extra_networks.extra_network_registry = {"lora": object()}  # type: ignore[attr-defined]
+    extra_networks.extra_network_aliases = {"lyco": object()}  # type: ignore[attr-defined]
     modules.scripts, modules.shared = scripts, shared  # type: ignore[attr-defined]
+    modules.extra_networks = extra_networks  # type: ignore[attr-defined]
     fakes = {
         "modules": modules,
         "modules.scripts": scripts,
         "modules.shared": shared,
+        "modules.extra_networks": extra_networks,
         "networks": networks,
         **_fake_gradio_modules(gradio),
         **_fake_fastapi_modules(),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klora.hosts.webui.roles import assign, tags_in
+from klora.hosts.webui.roles import assign, cast, tags_in
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
 HERE = Path(__file__).parent
@@ -32,8 +32,8 @@ def expected(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cast(prompt: str, content: str, style: str, aliases: dict[str, str]) -> dict[str, Any]:
-    roles = asdict(assign(tags_in(prompt), Settings(content=content, style=style), aliases))
+def in_python(prompt: str, content: str, style: str, aliases: dict[str, str]) -> dict[str, Any]:
+    roles = asdict(cast(prompt, Settings(content=content, style=style), aliases))
     return {**roles, "extras": list(roles["extras"])}
 
 
@@ -54,7 +54,7 @@ def in_the_browsers_words(questions: list[tuple[str, str, str, dict[str, str]]])
         f"const k = require({json.dumps(str(SCRIPT))});"
         "const questions = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
         "console.log(JSON.stringify(questions.map(([prompt, content, style, aliases]) =>"
-        " k.assign(k.tagsIn(prompt), content, style, new Map(Object.entries(aliases))))));"
+        " k.cast(prompt, content, style, new Map(Object.entries(aliases))))));"
     )
     done = subprocess.run(
         [node, "-e", program], input=json.dumps(questions), capture_output=True, text=True, check=True
@@ -65,7 +65,7 @@ def in_the_browsers_words(questions: list[tuple[str, str, str, dict[str, str]]])
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_the_table_in_python(case: dict[str, Any]) -> None:
-    assert cast(*question(case)) == expected(case)
+    assert in_python(*question(case)) == expected(case)
 
 
 def test_the_table_in_javascript() -> None:
@@ -81,7 +81,7 @@ def test_python_and_javascript_agree_on_every_small_prompt() -> None:
     questions: list[tuple[str, str, str, dict[str, str]]] = [
         (prompt, content, style, {}) for prompt in prompts for content in choices for style in choices
     ]
-    assert in_the_browsers_words(questions) == [cast(*one) for one in questions]
+    assert in_the_browsers_words(questions) == [in_python(*one) for one in questions]
 
 
 def _sequences(names: list[str], longest: int) -> list[tuple[str, ...]]:
@@ -89,6 +89,26 @@ def _sequences(names: list[str], longest: int) -> list[tuple[str, ...]]:
     for _ in range(longest):
         found += [(*start, name) for start in found for name in names]
     return sorted(set(found))
+
+
+def test_a_host_that_knows_no_lyco_tags_does_not_count_them() -> None:
+    prompt = "<lyco:fox:1><lora:ink:1>"
+    assert tags_in(prompt, ("lora",)) == ("ink",)
+    roles = cast(prompt, Settings(), None, ("lora",))
+    assert roles.problem is not None
+    assert "found 1 (ink)" in roles.problem
+
+
+@given(
+    names=st.lists(st.sampled_from(["fox", "ink", "", " oak "]), max_size=3),
+    values=st.lists(st.sampled_from(["balance=0.3", "rule=smooth", "smooth", "=1", "alpha=2"]), max_size=3),
+    around=st.sampled_from(["", "<lora:elm:1>", "<klora:elm:oak>"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_python_and_javascript_agree_on_pair_tags(names: list[str], values: list[str], around: str) -> None:
+    prompt = f"<klora:{':'.join([*names, ','.join(values)])}>{around}"
+    one = (prompt, FIRST_IN_PROMPT, SECOND_IN_PROMPT, {})
+    assert in_the_browsers_words([one]) == [in_python(*one)]
 
 
 names = st.sampled_from(["fox", "ink", "oak", "elm"])
@@ -111,7 +131,7 @@ def test_the_live_line_names_the_roles_what_is_missing_and_what_is_added() -> No
         pytest.skip("node is not installed")
     program = (
         f"const k = require({json.dumps(str(SCRIPT))});"
-        "const say = (prompt, style) => k.lineOf(k.assign(k.tagsIn(prompt),"
+        "const say = (prompt, style) => k.lineOf(k.cast(prompt,"
         f" {json.dumps(FIRST_IN_PROMPT)}, style, new Map())).map(([, text]) => text);"
         f"console.log(JSON.stringify([say('<lora:fox:1><lora:oak:1>', 'ink'),"
         f" say('<lora:fox:1>', {json.dumps(SECOND_IN_PROMPT)})]));"

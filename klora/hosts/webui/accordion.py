@@ -85,6 +85,7 @@ def _intro(enabled: Setting, page: Page) -> None:
         "buttons": {name: page.elem_id(name) for name in BUTTONS},
         "tools": {name: page.elem_id(name) for name in ("swap", "refresh")},
         "notes": page.elem_id("notes"),
+        "kinds": library.tag_kinds(),
     }
     gr.HTML(
         f'<p class="klora-intro">{html.escape(enabled.help)}</p>'

@@ -5,22 +5,23 @@ The state of a job lives on this object, which hangs on ``p``; nothing outlives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
 
-from klora.errors import HostError, KloraError, PairError
+from klora.errors import HostError, KloraError, LoraFileError, PairError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
+from klora.hosts.common.presence import unusable
 from klora.hosts.common.protocol import WebUIHost
-from klora.hosts.webui import axes, infotext, preset_shelf, prompts, windows
+from klora.hosts.webui import axes, infotext, pair_tags, preset_shelf, prompts, windows
 from klora.hosts.webui.bracket import Pass, bracket, refuse
 from klora.hosts.webui.roles import Roles, assign, tags_in
 from klora.hosts.which import this_host
-from klora.planning import Cast, LayerView, Member
+from klora.planning import Cast, LayerView, Member, Planner
 from klora.rules import BOTH
 from klora.schedule import ALWAYS, Plan
 from klora.settings import Settings
@@ -57,10 +58,16 @@ def reads_windows(arguments: Sequence[object]) -> bool:
 
 @dataclass
 class _PassCast:
-    """The LoRAs of one pass: the roles, where a pair is to be fused, and all windows by name."""
+    """What K-LoRA does in one pass.
 
+    ``settings`` are those of the pair, ``None`` where none is to be fused; ``roles`` the LoRAs of the pair,
+    ``windows`` all windows by name, ``left_out`` a sentence about LoRAs that are not applied.
+    """
+
+    settings: Settings | None = None
     roles: Roles | None = None
     windows: windows.Windows = field(default_factory=dict)
+    left_out: str | None = None
 
     @property
     def names(self) -> set[str]:
@@ -68,65 +75,110 @@ class _PassCast:
         pair = () if self.roles is None else (self.roles.content, self.roles.style)
         return {name for name in (*pair, *self.windows) if name is not None}
 
+    def check(self, unusable: Mapping[str, KloraError], where: str = "") -> None:
+        """Raise an error for an incomplete pair or a LoRA that the host cannot load.
+
+        One beside the pair is left out where the user wants the picture all the same: on some hosts it would
+        take every other LoRA with it.
+        """
+        roles, settings = self.roles, self.settings
+        assert roles is not None
+        assert settings is not None
+        if roles.problem is not None:
+            raise PairError(roles.problem.removesuffix(".") + f" {where}".rstrip() + ".")
+        for name in (roles.content, roles.style):
+            if name is not None and name in unusable:
+                raise unusable[name]
+        for name, error in unusable.items():
+            if settings.incomplete == "stop":
+                raise LoraFileError(
+                    f"LoRA {name} stands in the prompt beside the pair and cannot be loaded: {error.reason}",
+                    file=name,
+                )
+        if unusable:
+            self.left_out = "left out, because they cannot be loaded: " + ", ".join(unusable)
+
 
 class Job:
     """K-LoRA's part in one job. Its methods are called in the order of the script's callbacks."""
 
-    def __init__(self, settings: Settings | None, error: KloraError | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None, error: KloraError | None = None, reads_windows: bool = True
+    ) -> None:
         self.plans: list[Plan] = []
-        self._wants_pair = settings is not None or error is not None
-        self._settings = settings or Settings()
+        self._base = settings
+        self._reads_windows = reads_windows
         self._error = error
         self._fallback: str | None = None
-        self._first = _PassCast()
-        self._hires = _PassCast()
+        self._first = _PassCast(settings)
+        self._hires = _PassCast(settings)
 
     @staticmethod
     def begin(arguments: Sequence[object], p: Any) -> Job | None:
         """The job for ``p``, or ``None`` if K-LoRA is not wanted; clears what a former cell left behind."""
-        for key in infotext.all_keys():
-            p.extra_generation_params.pop(key, None)
+        _clear_infotext(p)
         found = attempted(lambda: (wanted_settings(arguments, p), reads_windows(arguments)))
         if isinstance(found, KloraError):
             return Job(None, found)
         settings, is_reading = found
         if settings is not None:
-            return Job(settings)
-        if is_reading and windows.mentions_window(_all_prompts(p)):
-            return Job(None)
-        return None
+            return Job(settings, reads_windows=bool(settings.windows))
+        return Job(None, reads_windows=is_reading) if _has_tags(_all_prompts(p), is_reading) else None
+
+    @staticmethod
+    def begin_batch(arguments: Sequence[object], p: Any) -> Job | None:
+        """The same for a batch whose tags another script has put in since, as wildcards do."""
+        return Job.begin(arguments, p) if _has_tags([*p.prompts, *_hires_prompts(p)], True) else None
 
     def arrange_prompts(self, p: Any) -> None:
         """Before the host reads the LoRA tags of a batch: cast the roles, add and remove tags."""
         self._fallback = None  # of a former batch
-        p.extra_generation_params.pop(infotext.FALLBACK_KEY, None)
-        self._first, self._hires = _PassCast(), _PassCast()
+        _clear_infotext(p)
+        self._first, self._hires = _PassCast(self._base), _PassCast(self._base)
+        self._try(p, lambda: self._arrange_tag(p))
         self._try(p, lambda: self._arrange_windows(p))
-        if self._wants_pair:
+        if self._first.settings is not None:
             self._try(p, lambda: self._arrange_pair(p))
 
+    def _arrange_tag(self, p: Any) -> None:
+        if pair_tags.mentions_pair(p.prompts):
+            p.prompts[:], tag = pair_tags.all_taken_out(p.prompts)
+            self._first.settings = self._with_tag(tag, p)
+
+    def _with_tag(self, tag: pair_tags.PairTag | None, p: Any) -> Settings | None:
+        """The tag wins over the accordion, and an axis of a plot over the tag."""
+        if tag is None:
+            return self._base
+        settings = axes.overridden(tag.over(self._base or Settings()), p)
+        return settings if settings.enabled else None
+
     def _arrange_windows(self, p: Any) -> None:
-        if not self._settings.windows or not windows.mentions_window(p.prompts):
+        if not self._reads_windows or not windows.mentions_window(p.prompts):
             return
-        names, keys = library.aliases(), windows.our_keys()
-        cleaned = [windows.taken_out(prompt, keys, names) for prompt in p.prompts]
+        names, keys, kinds = library.aliases(), windows.our_keys(), library.tag_kinds()
+        cleaned = [windows.taken_out(prompt, keys, names, kinds) for prompt in p.prompts]
         p.prompts[:] = [prompt for prompt, _ in cleaned]
         self._first.windows = cleaned[0][1]  # the host takes the tags of a batch from its first prompt
 
     def _arrange_pair(self, p: Any) -> None:
-        names = library.aliases()
-        roles = assign(tags_in(p.prompts[0]), self._settings, names)
-        self._first.roles = roles
-        _check(roles)
-        wanted, unwanted = prompts.changes(roles, self._settings)
+        told, names = self._first, library.aliases()
+        assert told.settings is not None
+        tags = tags_in(p.prompts[0], library.tag_kinds())
+        told.roles = assign(tags, told.settings, names)
+        lost = unusable(_involved(tags, told.roles, names))
+        if lost and told.settings.incomplete == "add normally":
+            p.prompts[:] = [prompts.changed_prompt(one, [], lost, names) for one in p.prompts]
+        told.check(lost)
+        wanted, unwanted = prompts.changes(told.roles, told.settings)
         p.prompts[:] = [prompts.changed_prompt(one, wanted, unwanted, names) for one in p.prompts]
-        _drop(self._first.windows, unwanted)
+        _drop(told.windows, [*unwanted, *lost])
 
     def after_activation(self, p: Any) -> None:
         """The host has loaded the LoRAs of a pass."""
-        names = self._cast_of(p).names
-        if self._settings.mode != "off" and names:
-            self._try(p, lambda: this_host().after_activation(p, names))
+        told = self._cast_of(p)
+        is_off = told.settings is not None and told.settings.mode == "off"
+        if told.names and not is_off:
+            self._try(p, lambda: this_host().after_activation(p, told.names))
 
     def _cast_of(self, p: Any) -> _PassCast:
         return self._hires if getattr(p, "is_hr_pass", False) else self._first
@@ -134,22 +186,20 @@ class Job:
     def note_batch(self, p: Any) -> None:
         """After the host has loaded a batch's LoRAs: the same for the hires pass, and the infotext."""
         self._try(p, lambda: self._arrange_hires(p))
-        roles, pair = self._first.roles, None
-        if roles is not None and roles.problem is None:
-            pair = _named_pair(roles)
-        if self._wants_pair and self._error is None:
-            note = self._note_of_guidance(p)
-            p.extra_generation_params.update(infotext.written(self._settings, pair, self._fallback, note))
-
-    def _note_of_guidance(self, p: Any) -> str | None:
-        """Said where the setting has no effect; the picture is the same as with ``both``."""
-        if self._settings.guidance == BOTH or float(getattr(p, "cfg_scale", 1)) > 1:
-            return None
-        return "Negative side has no effect at a CFG scale of 1"
+        told = self._first if self._first.settings is not None else self._hires
+        if told.settings is None or self._error is not None:
+            return
+        pair = None
+        if told.roles is not None and told.roles.problem is None:
+            pair = _named_pair(told.roles)
+        note = "; ".join(filter(None, (told.left_out, _note_of_guidance(told.settings, p))))
+        p.extra_generation_params.update(infotext.written(told.settings, pair, self._fallback, note))
+        if told.left_out is not None and hasattr(p, "comment"):
+            p.comment(f"K-LoRA: LoRAs {told.left_out}")
 
     def _arrange_hires(self, p: Any) -> None:
         tags = getattr(p, "hr_extra_network_data", None)
-        self._hires = _PassCast(self._first.roles, dict(self._first.windows))
+        self._hires = replace(self._first, windows=dict(self._first.windows))
         if not getattr(p, "enable_hr", False) or tags is None:
             return
         from modules import extra_networks
@@ -157,31 +207,41 @@ class Job:
         def make(items: list[str]) -> Any:
             return extra_networks.ExtraNetworkParams(items=items)
 
-        names = library.aliases()
-        if self._settings.windows:
-            self._hires.windows = windows.taken_out_of_parsed(tags, windows.our_keys(), names, make)
-        if not self._wants_pair:
+        names, told = library.aliases(), _PassCast(self._hires_settings(p, tags))
+        self._hires = told
+        if self._reads_windows:
+            told.windows = windows.taken_out_of_parsed(tags, windows.our_keys(), names, make)
+        if told.settings is None:
             return
-        roles = assign(prompts.parsed_names(tags), self._settings, names)
-        self._hires.roles = roles
-        _check(roles, "in the hires prompt")
-        wanted, unwanted = prompts.changes(roles, self._settings)
+        present = prompts.parsed_names(tags, library.tag_kinds())
+        told.roles = assign(present, told.settings, names)
+        lost = unusable(_involved(present, told.roles, names))
+        if lost and told.settings.incomplete == "add normally":
+            prompts.change_parsed(tags, [], lost, names, make)
+        told.check(lost, "in the hires prompt")
+        wanted, unwanted = prompts.changes(told.roles, told.settings)
         prompts.change_parsed(tags, wanted, unwanted, names, make)
-        _drop(self._hires.windows, unwanted)
+        _drop(told.windows, [*unwanted, *lost])
+
+    def _hires_settings(self, p: Any, tags: dict[str, list[Any]]) -> Settings | None:
+        """Each pass goes by its own prompt; the host knows no tag of this kind, so it is taken out."""
+        found = tags.pop(pair_tags.KIND, ())
+        pair_tags.all_taken_out(_hires_prompts(p))  # raises where they differ or one has two
+        return self._with_tag(pair_tags.of_items(found[0].items), p) if found else self._base
 
     def begin_pass(self, p: Any) -> None:
         """Just before a pass is sampled: plan it and put the bracket around it, or make it fail."""
-        if self._fuses_pair:
+        if self._fuses_pair(p):
             self._try(p, lambda: self._plan_pass(p, self._cast_with_pair(p)))
-        if not self._fuses_pair and self._error is None and self._cast_of(p).windows:
+        if not self._fuses_pair(p) and self._error is None and self._cast_of(p).windows:
             error = attempted(lambda: self._plan_pass(p, self._cast_of_windows(p)))
             self._error = error
         if self._error is not None:
             refuse(p.sampler, self._error)
 
-    @property
-    def _fuses_pair(self) -> bool:
-        return self._wants_pair and self._settings.mode == "K-LoRA" and self._fallback is None
+    def _fuses_pair(self, p: Any) -> bool:
+        settings = self._cast_of(p).settings
+        return settings is not None and settings.mode == "K-LoRA" and self._fallback is None
 
     def _cast_with_pair(self, p: Any) -> Cast:
         told = self._cast_of(p)
@@ -201,24 +261,16 @@ class Job:
     def _plan_pass(self, p: Any, cast: Cast) -> None:
         host, is_hires = this_host(), bool(getattr(p, "is_hr_pass", False))
         seam = host.seam(p, cast.names)
-        fusion = prepare(seam, cast, self._settings, _with_progress)
+        fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), _with_progress)
         host.before_loading(p, seam, fusion.layers)
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),
-            rows=self._rows(host, p.sampler, seam, cast),
+            rows=_rows(host, p.sampler, seam, fusion.planner),
             finished=self._finish_pass,
             is_hires=is_hires,
             guidance_scale=getattr(p, "hr_cfg", None) if is_hires else None,
         )
         bracket(p.sampler, fusion, told)
-
-    def _rows(
-        self, host: WebUIHost, sampler: Any, seam: Seam, cast: Cast
-    ) -> Callable[[], AbstractContextManager[None]]:
-        """Nothing is watched where the rows of both passes of the guidance get the same."""
-        if not cast.has_pair or self._settings.guidance == BOTH:
-            return nullcontext
-        return lambda: host.telling_rows(sampler, seam)
 
     def _finish_pass(self, fusion: Fusion) -> None:
         if fusion.planner.cast.has_pair:
@@ -226,47 +278,71 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        """The settings of this job."""
-        return self._settings
+        """The settings of this job; a tag of the last batch won over the accordion."""
+        return self._first.settings or self._base or Settings()
 
     @property
     def shows_plan(self) -> bool:
         """Whether the user wants to see what won where."""
-        return self._settings.show_plan
+        return bool(self.settings.show_plan)
 
     def _try(self, p: Any, action: Callable[[], None]) -> None:
         """Do ``action``; on an error remember it, or fall back to adding, as the user chose."""
         if self._error is not None or self._fallback is not None:
             return
         error = attempted(action)
-        if self._settings.incomplete == "add normally" and isinstance(error, _ADDABLE):
+        settings = self._cast_of(p).settings
+        adds = settings is not None and settings.incomplete == "add normally"
+        if adds and isinstance(error, _ADDABLE):
             self._fall_back(p, error)
         else:
             self._error = error
 
     def _fall_back(self, p: Any, error: KloraError) -> None:
-        self._fallback = f"LoRAs added normally: {error}"
+        self._fallback = f"LoRAs added normally: {error.reason}"
         p.extra_generation_params[infotext.FALLBACK_KEY] = self._fallback
         if hasattr(p, "comment"):
             p.comment(f"K-LoRA: {self._fallback}")
 
 
 def _all_prompts(p: Any) -> list[object]:
-    named = ("all_prompts", "all_hr_prompts")
+    named = ("all_prompts", "all_hr_prompts", "prompts")
     return [prompt for name in named for prompt in getattr(p, name, None) or ()]
+
+
+def _hires_prompts(p: Any) -> list[str]:
+    """The hires prompts of the batch that ``p`` is at, as they were written."""
+    if not getattr(p, "enable_hr", False):
+        return []
+    start = getattr(p, "iteration", 0) * len(p.prompts)
+    return list((getattr(p, "all_hr_prompts", None) or [])[start : start + len(p.prompts)])
+
+
+def _has_tags(written: Collection[object], is_reading_windows: bool) -> bool:
+    return pair_tags.mentions_pair(written) or (is_reading_windows and windows.mentions_window(written))
+
+
+def _clear_infotext(p: Any) -> None:
+    for key in infotext.all_keys():
+        p.extra_generation_params.pop(key, None)
+
+
+def _involved(tags: Iterable[str], roles: Roles, names: Mapping[str, str]) -> list[str]:
+    """All LoRAs of a prompt and the two that are picked, each once."""
+    picked = (name for name in (roles.content, roles.style) if name is not None)
+    return list(dict.fromkeys([*(names.get(tag, tag) for tag in tags), *picked]))
+
+
+def _note_of_guidance(settings: Settings, p: Any) -> str | None:
+    """Said where the setting has no effect; the picture is the same as with ``both``."""
+    if settings.guidance == BOTH or float(getattr(p, "cfg_scale", 1)) > 1:
+        return None
+    return "Negative side has no effect at a CFG scale of 1"
 
 
 def _drop(found: windows.Windows, unwanted: Iterable[str]) -> None:
     for name in unwanted:
         found.pop(name, None)
-
-
-def _check(roles: Roles, where: str = "") -> None:
-    if roles.problem is not None:
-        raise PairError(roles.problem.removesuffix(".") + f" {where}".rstrip() + ".")
-    for name in (roles.content, roles.style):
-        if name is not None and library.find_or_refresh(name) is None:
-            raise library.not_found(name)
 
 
 def _named_pair(roles: Roles) -> infotext.FusedPair | None:
@@ -276,6 +352,15 @@ def _named_pair(roles: Roles) -> infotext.FusedPair | None:
     return infotext.FusedPair(
         infotext.FusedLora(content.name, content.short_hash), infotext.FusedLora(style.name, style.short_hash)
     )
+
+
+def _rows(
+    host: WebUIHost, sampler: Any, seam: Seam, planner: Planner
+) -> Callable[[], AbstractContextManager[None]]:
+    """Nothing is watched where the rows of both passes of the guidance get the same."""
+    if not planner.cast.has_pair or planner.settings.guidance == BOTH:
+        return nullcontext
+    return lambda: host.telling_rows(sampler, seam)
 
 
 def _noise_progress(host: WebUIHost, sampler: Any) -> Callable[[float], float]:

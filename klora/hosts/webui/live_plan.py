@@ -13,7 +13,7 @@ from klora.errors import KloraError, PairError
 from klora.files import LoraFile, read_lora
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
-from klora.hosts.webui import roles, windows
+from klora.hosts.webui import pair_tags, roles, windows
 from klora.hosts.webui.plan_data import plan_data
 from klora.hosts.webui.preset_shelf import truly_named
 from klora.planning import Cast, FilePair, LayerView, Member, make_planner
@@ -60,11 +60,13 @@ def read_kept(path: str) -> LoraFile:
 
 def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, Any]:
     settings = Settings.from_arguments(list(arguments))
-    prompt, names = str(asked.get("prompt", "")), library.aliases()
+    prompt, tag = pair_tags.taken_out(str(asked.get("prompt", "")))
+    settings = settings if tag is None else tag.over(settings)
+    names, kinds = library.aliases(), library.tag_kinds()
     found: windows.Windows = {}
     if settings.windows and windows.mentions_window([prompt]):
-        prompt, found = windows.taken_out(prompt, windows.our_keys(), names)
-    cast = roles.assign(roles.tags_in(prompt), settings, names)
+        prompt, found = windows.taken_out(prompt, windows.our_keys(), names, kinds)
+    cast = roles.assign(roles.tags_in(prompt, kinds), settings, names)
     if cast.problem or cast.content is None or cast.style is None:
         raise PairError(cast.problem or "K-LoRA needs two LoRAs.")
     pair = (cast.content, cast.style)

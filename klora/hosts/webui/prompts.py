@@ -68,9 +68,9 @@ def change_parsed(
         tags.setdefault("lora", []).append(make([name, f"{weight:g}"]))
 
 
-def parsed_names(tags: Mapping[str, Sequence[Any]]) -> list[str]:
+def parsed_names(tags: Mapping[str, Sequence[Any]], kinds: Collection[str] = TAG_KINDS) -> list[str]:
     """The names of the LoRAs in tags that the host has parsed, in order."""
-    return [_name(one) for kind in TAG_KINDS for one in tags.get(kind, ())]
+    return [_name(one) for kind in kinds for one in tags.get(kind, ())]
 
 
 def _name(parsed: Any) -> str:

@@ -7,13 +7,17 @@ are held to the same table of cases (``tests/webui/roles_cases.json``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from klora.errors import SettingsError
+from klora.hosts.webui import pair_tags
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
-TAG_KINDS = ("lora", "lyco")  # the host loads <lyco:...> as a LoRA too
+
+#: Kinds of tags that a host may load as LoRAs; which of them it does is asked of it (`library.tag_kinds`).
+TAG_KINDS = ("lora", "lyco")
 _POSITIONS = (FIRST_IN_PROMPT, SECOND_IN_PROMPT)
 
 
@@ -33,17 +37,32 @@ class Roles:
     problem: str | None
 
 
-def tags_in(prompt: str) -> tuple[str, ...]:
+def tags_in(prompt: str, kinds: Collection[str] = TAG_KINDS) -> tuple[str, ...]:
     """The names in the LoRA tags of a prompt, in order, as the host reads them: with repetitions."""
     names = []
     for kind, arguments in _TAG.findall(prompt):
-        if kind not in TAG_KINDS:
+        if kind not in kinds:
             continue
         # As on the host, "te=0.5" is a named argument and may stand before the name.
         unnamed = [part for part in arguments.split(":") if len(part.split("=", 2)) != 2]
         if unnamed:
             names.append(unnamed[0])
     return tuple(names)
+
+
+def cast(
+    prompt: str,
+    settings: Settings,
+    same_as: Mapping[str, str] | None = None,
+    kinds: Collection[str] = TAG_KINDS,
+) -> Roles:
+    """Cast the LoRAs of a whole prompt, whose tag ``<klora:content:style>`` wins over ``settings``."""
+    try:
+        rest, tag = pair_tags.taken_out(prompt)
+        chosen = settings if tag is None else tag.over(settings)
+    except SettingsError as error:
+        return Roles(None, None, False, False, (), str(error))
+    return assign(tags_in(rest, kinds), chosen, same_as)
 
 
 def assign(tags: Sequence[str], settings: Settings, same_as: Mapping[str, str] | None = None) -> Roles:
@@ -92,7 +111,7 @@ def _by_position(choice: str, present: Sequence[str], other_pick: str | None) ->
 
 def _problem(content: str | None, style: str | None, found: Sequence[str]) -> str | None:
     if content is not None and content == style:
-        return f"Content and style are both {content}: choose two different LoRAs."
+        return f"K-LoRA: content and style are both {content}: choose two different LoRAs."
     if content is not None and style is not None:
         return None
     count = f"{len(found)} ({', '.join(found)})" if found else "none"

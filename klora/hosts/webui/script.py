@@ -42,10 +42,14 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
         """A job begins."""
         setattr(p, _JOB, Job.begin(arguments[: len(Settings.offered())], p))
 
-    def before_process_batch(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
+    def before_process_batch(self, p: Any, *arguments: Any, **_keywords: Any) -> None:
         """The host is about to read the LoRA tags of a batch."""
-        job = getattr(p, _JOB, None)
-        if job is not None and p.prompts:
+        if not p.prompts:
+            return
+        if getattr(p, _JOB, None) is None:
+            setattr(p, _JOB, Job.begin_batch(arguments, p))
+        job = getattr(p, _JOB)
+        if job is not None:
             job.arrange_prompts(p)
 
     def after_extra_networks_activate(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:

@@ -38,16 +38,18 @@ def our_keys() -> tuple[str, ...]:
     return tuple(key for key in KEYS if _BLOCK_WEIGHT not in files or key not in _OF_BLOCK_WEIGHT)
 
 
-def taken_out(prompt: str, keys: Collection[str], names: Mapping[str, str]) -> tuple[str, Windows]:
+def taken_out(
+    prompt: str, keys: Collection[str], names: Mapping[str, str], kinds: Collection[str] = TAG_KINDS
+) -> tuple[str, Windows]:
     """(the prompt without the windows of its LoRA tags, the windows by the LoRAs' names).
 
-    ``names`` resolves aliases. Raises `SettingsError` for a value that cannot be read, and for a LoRA that
-    stands in the prompt more than once with a window.
+    ``names`` resolves aliases, ``kinds`` are the host's kinds of LoRA tags. Raises `SettingsError` for a
+    value that cannot be read, and for a LoRA that stands in the prompt more than once with a window.
     """
     windows: Windows = {}
 
     def clean(tag: re.Match[str]) -> str:
-        if tag[1] not in TAG_KINDS:
+        if tag[1] not in kinds:
             return tag[0]
         items, window = cut_window(tag[2].split(":"), tag[0], keys)
         if window is None:
