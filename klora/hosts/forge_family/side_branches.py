@@ -92,10 +92,16 @@ class SideBranches:
     def _formed(self, place: int, layer: ChangedLayer) -> RowDelta:
         dense = self._deltas.of_weight(place, layer)
         delta = fitted(self._factors(place, layer, dense), dense)
-        if delta.dense is not None:
+        bias = self._deltas.of_bias(place, layer)
+        storage = self._denoiser.unet.offload_device  # a branch takes it from there in its first forward
+        if delta.factors is not None:
+            up, down = delta.factors
+            delta = replace(delta, factors=(up.to(storage), down.to(storage)))
+        else:
             assert layer.weight is not None, "it has a dW"
-            delta = replace(delta, dense=dense.to(_dtype_to_keep(self._denoiser.clean(layer.weight))))
-        return replace(delta, bias=self._deltas.of_bias(place, layer), rows=layer.rows)
+            dtype = _dtype_to_keep(self._denoiser.clean(layer.weight))
+            delta = replace(delta, dense=dense.to(storage, dtype))
+        return replace(delta, bias=None if bias is None else bias.to(storage), rows=layer.rows)
 
     def _factors(self, place: int, layer: ChangedLayer, dense: Tensor) -> tuple[Tensor, Tensor] | None:
         known = self._known[place]

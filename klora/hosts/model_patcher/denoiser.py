@@ -34,6 +34,9 @@ Merge = Callable[..., Tensor]
 class OnTheFly:
     """What the host calls with a layer's weight in each forward: ``merged`` adds all by shares to it."""
 
+    #: Newer Forge Neo's own script asks every function for the file that it stands for.
+    name = "K-LoRA"
+
     def __init__(self, merged: Callable[[MemberShares, Tensor], Tensor]) -> None:
         self.regions: Sequence[Region] = ()
         self._merged = merged

@@ -28,7 +28,7 @@ from tests.hosts.forge_family.model import (
     expected,
     make_lora,
 )
-from tests.hosts.forge_family.test_shares import everywhere, sampling
+from tests.hosts.forge_family.passes import everywhere, sampling
 
 PLAIN = [Kind(host) for host in (FORGE, ERSATZ, NEO, NEWER, REFORGE)]
 PATCHERS = [kind for kind in PLAIN if kind.host not in (FORGE, ERSATZ)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from klora.hosts.forge_family.seam import FamilySeam
 from klora.planning import Cast
 from klora.schedule import LayerShares, Moment
 from klora.settings import Settings
@@ -29,42 +27,9 @@ from tests.hosts.forge_family.model import (
     expected,
     make_lora,
 )
+from tests.hosts.forge_family.passes import by_layer, everywhere, sampling
 
 Q, K, V = CANONICAL[FUSED]
-
-
-@contextmanager
-def sampling(
-    webui: FakeWebUI, names: Sequence[str], layers: Sequence[str] | None = None, **weights: float
-) -> Iterator[FamilySeam]:
-    """A pass in which the shares of ``layers`` are set, of all by default; the host has loaded the model."""
-    p = webui.job(**(weights or dict.fromkeys(names, 1.0)))
-    webui.adapter.after_activation(p, names)
-    seam = webui.adapter.seam(p, names)
-    held = [view.name for view in seam.layers()] if layers is None else layers
-    webui.adapter.before_loading(p, seam, held)
-    webui.load()
-    with seam.withheld(held), webui.adapter.telling_rows(None, seam):
-        yield seam
-
-
-def everywhere(
-    seam: FamilySeam, *shares: float, rows: tuple[float, ...] | None = None
-) -> dict[str, LayerShares]:
-    """The same shares in all layers."""
-    return {view.name: LayerShares(shares, rows) for view in seam.layers()}
-
-
-def by_layer(seam: FamilySeam, wanted: Wanted) -> dict[str, LayerShares]:
-    """Shares by layer, 1 where nothing is said."""
-
-    def of(name: str, layer: str) -> float:
-        share = wanted[name]
-        return share.get(layer, 1.0) if isinstance(share, Mapping) else share
-
-    return {
-        view.name: LayerShares(tuple(of(name, view.name) for name in seam.names)) for view in seam.layers()
-    }
 
 
 @pytest.fixture
