@@ -196,16 +196,17 @@ def _with_declared_scale(layer: LoraLayer, component: str, configs: Mapping[str,
 
 def _refuse_overlapping_parts(layers: Iterable[str], file: str) -> None:
     """A fused projection and one of its parts in one file: two LoRAs for the same weight."""
-    present = set(layers)
-    for name in sorted(present):
-        for part in part_names(name):
-            if part in present or any(part in part_names(other) for other in present - {name}):
+    owners: dict[str, str] = {}
+    for name in sorted(layers):
+        for part in part_names(name) or (name,):
+            if part in owners:
                 raise defect_error(
                     file,
                     f"duplicate target: {part} is there twice, once inside a fused projection",
                     "keep one of the two",
-                    layer=name,
+                    layer=name if part != name else owners[part],
                 )
+            owners[part] = name
 
 
 def targeted_modules(file: LoraFile) -> tuple[str, ...]:

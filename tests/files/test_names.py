@@ -204,7 +204,7 @@ def test_hostile_flat_names_are_no_names(flat: str) -> None:
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_q_ip",
         "input_blocks.3.0.conv",
         "double_blocks.0.img_attn",
-        "transformer_blocks.0.attn1.to_q",
+        "transformer_blocks.0.attn1.to_qkvo",
         "down_blocks.999.resnets.0.conv1",
         "",
         ".",

@@ -62,6 +62,13 @@ MODEL = BaseModel(
     {"transformer": (3072,)},
     words=("flux1", "flux-1", "flux.1", "flux_1", "flux-dev", "flux-schnell", "flux"),
     configurations=("Flux", "FluxSchnell", "FluxInpaint"),
+    variants=(
+        ("schnell", ("schnell",)),
+        ("Kontext", ("kontext",)),
+        ("Krea", ("krea",)),
+        ("Fill", ("flux-fill", "fill-dev", "fluxfill")),
+        ("control", ("canny-dev", "depth-dev")),
+    ),
     hosts=("Forge", "Neo", "diffusers"),
     text_encoders=("te1", "te3"),
 )

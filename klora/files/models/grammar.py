@@ -149,13 +149,13 @@ class Order:
         row, leaf = _row(found.layer)
         if leaf is None:
             return (self._rows[row], *found.numbers)
-        return (self._rows[row], found.numbers[0], self._leaves[row][leaf], *found.numbers[1:])
+        depth = row.count("#")
+        inside = (self._leaves[row][leaf], *found.numbers[depth:])
+        return (self._rows[row], *found.numbers[:depth], *inside)
 
 
 def _row(layer: Layer) -> tuple[str, str | None]:
-    """A layer that is there once is a row of its own; equal blocks in a row are one, of which it is a
-    leaf.
-    """
+    """A layer that is there once is a row of its own; of equal blocks in a row it is a leaf."""
     return (layer.block.name, layer.leaf.name) if "#" in layer.block.name else (layer.pattern, None)
 
 

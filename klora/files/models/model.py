@@ -128,7 +128,8 @@ class BaseModel:
 
     ``attributes`` and ``configurations`` are how a WebUI's loaded model says that it is this one: an
     attribute that is true, or the class of its ``model_config``. ``also_loads`` names further models whose
-    files the loaded model takes. ``hosts`` are the programs on which K-LoRA was tried with it.
+    files the loaded model takes. ``hosts`` are the programs on which K-LoRA was tried with it. ``variants``
+    are models with the same layers, and the words by which a file's metadata or name tell them.
     """
 
     name: str
@@ -141,6 +142,7 @@ class BaseModel:
     configurations: tuple[str, ...] = ()
     also_loads: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    variants: tuple[tuple[str, tuple[str, ...]], ...] = ()
     diffusers_prefix: str = "transformer."
     kohya_is_native: bool = True
     text_encoders: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ MODEL = BaseModel(
     level_widths((320, 640, 1280, 1280), 768),
     words=("sd_v1", "sd_1", "stable-diffusion-v1", "sd1", "sd 1"),
     attributes=("is_sd1",),
-    configurations=("SD15",),
+    configurations=("SD15", "SD15_instructpix2pix"),
     hosts=("A1111", "Forge", "Neo", "reForge", "diffusers"),
     diffusers_prefix="unet.",
     kohya_is_native=False,

@@ -9,7 +9,7 @@ MODEL = BaseModel(
     level_widths((320, 640, 1280, 1280), 1024),
     words=("sd_v2", "sd_2", "stable-diffusion-v2", "sd2", "sd 2"),
     attributes=("is_sd2",),
-    configurations=("SD20",),
+    configurations=("SD20", "SD21UnclipL", "SD21UnclipH"),
     hosts=("A1111", "Forge", "reForge", "diffusers"),
     diffusers_prefix="unet.",
     kohya_is_native=False,
