@@ -1,7 +1,7 @@
 """Who gets how much: a method's shares for every layer and step, for the rows of both passes.
 
 The engine's rules deal by its own planner. Anything else that can deal, such as a contest by measured
-effect, is another `Dealer`.
+effect (`klora.lab.fronts.effects`), is another `Dealer`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klora.files import read_lora
-from klora.planning import planner_of_files
-from klora.schedule import evenly_spaced
+from klora.planning import Planner, planner_of_files
+from klora.schedule import Shares, evenly_spaced
 from klora.settings import Settings
 
 Numbers = NDArray[np.float64]
@@ -47,7 +47,12 @@ class Dealer(Protocol):
 def by_the_engine(content: Path, style: Path, settings: Settings, steps: int, guidance: float) -> Dealt:
     """As the engine's planner deals, times the weights of the settings."""
     planner = planner_of_files(read_lora(content), read_lora(style), settings)
-    found = [planner.shares(moment) for moment in evenly_spaced(steps, guidance)]
+    return weighed(planner, [planner.shares(moment) for moment in evenly_spaced(steps, guidance)])
+
+
+def weighed(planner: Planner, found: Sequence[Shares]) -> Dealt:
+    """The shares times the weights of the planner's settings."""
+    settings = planner.settings
     weights = np.array([settings.content_weight, settings.style_weight])
     conditional = np.stack([one.conditional for one in found]) * weights
     unconditional = [one.conditional if one.unconditional is None else one.unconditional for one in found]

@@ -2,6 +2,9 @@
 
 Every setting that a name does not say has the value written here, so that a default that changes later does
 not change what a name means. Balance is no part of a name: every method is run over all of it.
+
+Two keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
+rule's scores, and ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`).
 """
 
 from __future__ import annotations
@@ -33,6 +36,11 @@ FIXED: Mapping[str, object] = {
 }
 """What a setting is where a name does not say it."""
 
+SCORES, EFFECT = "scores", "effect"
+BY_EFFECT: tuple[str, ...] = ("K-LoRA", "smooth")
+"""Rules whose contest can go by measured effect."""
+TRANSFORMS: tuple[str, ...] = ("np-lora", "np-lora-inf", "ssr")
+
 ADDED = "weights"
 """The rule that adds."""
 
@@ -46,6 +54,10 @@ class Method:
 
     name: str
     settings: Settings
+    contest: str = SCORES
+    """What K-LoRA's contest goes by: `SCORES` of the weights, or the measured `EFFECT`."""
+    transform: str = ""
+    """What is done to the pair before: one of `TRANSFORMS`, or nothing."""
 
     def at(self, balance: float) -> Settings:
         """The settings at one balance."""
@@ -64,7 +76,15 @@ def method(name: str) -> Method:
         if not equals or key == "balance":
             raise KloraError(f"method {name!r}: write NAME=VALUE for each setting but balance, not {part!r}.")
         changes[key] = value
-    return Method(name, Settings.from_mapping({**FIXED, **changes, "rule": rule}))
+    contest, transform = str(changes.pop("contest", SCORES)), str(changes.pop("transform", ""))
+    if contest not in (SCORES, EFFECT) or transform not in ("", *TRANSFORMS):
+        raise KloraError(
+            f"method {name!r}: contest is {SCORES} or {EFFECT}, transform one of {', '.join(TRANSFORMS)}."
+        )
+    if contest == EFFECT and rule not in BY_EFFECT:
+        raise KloraError(f"method {name!r}: only {' and '.join(BY_EFFECT)} can go by measured effect.")
+    settings = Settings.from_mapping({**FIXED, **changes, "rule": rule})
+    return Method(name, settings, contest, transform)
 
 
 def crossed(names: tuple[str, ...], guidances: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,6 +108,12 @@ PLAIN: tuple[str, ...] = (
     "smooth",
     "smooth tau=0.5",
     "smooth style_weight=1.3",
+    "smooth contest=effect",
+    "K-LoRA keep=0.7 contest=effect",
+    "weights transform=np-lora",
+    "weights transform=np-lora-inf",
+    "weights transform=np-lora-inf style_weight=1.3",
+    "weights transform=ssr",
     "EST",
     "turns",
 )

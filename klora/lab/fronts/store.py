@@ -58,6 +58,8 @@ class Store:
             {name: str(value) for name, value in method.settings.values.items() if name != "balance"},
             self.sampling.steps,
             self.sampling.guidance,
+            method.contest,
+            method.transform,
             *map(fingerprint, files),
         ]
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

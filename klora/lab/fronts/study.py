@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from klora.lab import checkpoint
 from klora.lab.fronts.branches import Pair as Branches
 from klora.lab.fronts.branches import pair_of
+from klora.lab.fronts.calibration import effects
 from klora.lab.fronts.dealing import Dealer, Dealt, by_the_engine
-from klora.lab.fronts.methods import BALANCES, Method
+from klora.lab.fronts.effects import by_effect
+from klora.lab.fronts.methods import BALANCES, EFFECT, Method
 from klora.lab.fronts.sampling import BATCH, Wanted, pictures
 from klora.lab.fronts.statistics import Front, units
-from klora.lab.fronts.store import JUDGES, Cell, Scores, Store
+from klora.lab.fronts.store import JUDGES, Cell, Sampling, Scores, Store
+from klora.lab.fronts.transforms import np_lora, ssr
 from klora.lab.model import SECOND, Model
 from klora.lab.world2 import truth
 from klora.lab.world2.judges import Judges
@@ -32,6 +37,55 @@ class Task:
 
 
 @dataclass
+class Prepared:
+    """A pair on the model: its branches by transform, its effects, and what has been dealt already."""
+
+    model: Model
+    pair: Pair
+    sampling: Sampling
+    _changed: dict[str, Branches] = field(default_factory=dict)
+    _dealt: dict[tuple[Method, float], Dealt] = field(default_factory=dict)
+
+    @cached_property
+    def branches(self) -> Branches:
+        """The branches as the files have them."""
+        return pair_of(self.model.denoiser, *self.pair.files)
+
+    @cached_property
+    def _by_effect(self) -> Dealer:
+        return by_effect(effects(self.model, self.branches, self.pair.prompt, self.sampling.steps))
+
+    def transformed(self, transform: str) -> Branches:
+        """The branches after a transform of `klora.lab.fronts.methods.TRANSFORMS`; as they are for none."""
+        if transform not in self._changed:
+            self._changed[transform] = self._made(transform)
+        return self._changed[transform]
+
+    def _made(self, transform: str) -> Branches:
+        if transform == "ssr":
+            return ssr(self.model, self.branches, (self.pair.content.trigger, self.pair.style.trigger))
+        if transform:
+            return np_lora(self.branches, math.inf if transform == "np-lora-inf" else 0.5)
+        return self.branches
+
+    def pictures(self, batch: Sequence[Task]) -> Tensor:
+        """The pictures of tasks that have one transform, [n, 3, h, w] in bytes."""
+        branches = self.transformed(batch[0].method.transform)
+        guidance = self.sampling.guidance
+        wanted = [Wanted(task.cell[1], self.dealt(task.method, task.cell[0]), guidance) for task in batch]
+        return pictures(self.model, branches, self.pair.prompt, wanted, self.sampling.steps)
+
+    def dealt(self, method: Method, balance: float) -> Dealt:
+        """The shares of a method at a balance, in the order of the branches."""
+        if (method, balance) not in self._dealt:
+            deal = self._by_effect if method.contest == EFFECT else by_the_engine
+            settings, sampling = method.at(balance), self.sampling
+            found = deal(*self.pair.files, settings, sampling.steps, sampling.guidance)
+            self._dealt[method, balance] = found.ordered(self.branches.names)
+        return self._dealt[method, balance]
+
+
+@dataclass
 class Study:
     """Methods on pairs: what is made is kept in ``store``."""
 
@@ -40,8 +94,6 @@ class Study:
     pairs: Sequence[Pair]
     seeds: Sequence[int]
     balances: tuple[float, ...] = BALANCES
-    dealer: Dealer = by_the_engine
-    _branches: dict[str, Branches] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Model:
@@ -66,30 +118,19 @@ class Study:
     def make(self, pair: Pair) -> Iterator[int]:
         """Make and score all that is missing of a pair, batch by batch; yields the number of each batch."""
         tasks = self.open_tasks(pair)
-        branches = pair_of(self.model.denoiser, *pair.files) if tasks else None
-        dealt: dict[tuple[str, float], Dealt] = {}
-        for start in range(0, len(tasks), BATCH):
-            assert branches is not None
-            batch = tasks[start : start + BATCH]
-            wanted = [self._wanted(pair, branches, task, dealt) for task in batch]
-            self._keep(pair, branches, batch, wanted)
-            yield len(batch)
+        if not tasks:
+            return
+        prepared = Prepared(self.model, pair, self.store.sampling)
+        for transform in dict.fromkeys(task.method.transform for task in tasks):
+            of_one = [task for task in tasks if task.method.transform == transform]
+            for start in range(0, len(of_one), BATCH):
+                batch = of_one[start : start + BATCH]
+                self._keep(pair, batch, prepared.pictures(batch))
+                yield len(batch)
 
-    def _wanted(
-        self, pair: Pair, branches: Branches, task: Task, dealt: dict[tuple[str, float], Dealt]
-    ) -> Wanted:
-        sampling, (balance, seed) = self.store.sampling, task.cell
-        key = (task.method.name, balance)
-        if key not in dealt:
-            settings = task.method.at(balance)
-            found = self.dealer(*pair.files, settings, sampling.steps, sampling.guidance)
-            dealt[key] = found.ordered(branches.names)
-        return Wanted(seed, dealt[key], sampling.guidance)
-
-    def _keep(self, pair: Pair, branches: Branches, batch: Sequence[Task], wanted: Sequence[Wanted]) -> None:
-        sampling = self.store.sampling
-        made = pictures(self.model, branches, pair.prompt, wanted, sampling.steps)
-        true = truth.drawings(sampling.weights / truth.NAME)[pair.content.name, pair.style.subject]
+    def _keep(self, pair: Pair, batch: Sequence[Task], made: Tensor) -> None:
+        weights = self.store.sampling.weights
+        true = truth.drawings(weights / truth.NAME)[pair.content.name, pair.style.subject]
         found = score(self.judges, pair.content, pair.style.subject, made, true)
         for method in dict.fromkeys(task.method for task in batch):
             new: dict[Cell, Scores] = {
