@@ -3,7 +3,8 @@
 This room knows files and tensors, no rule, no sampling and no WebUI.
 """
 
-from klora.files.canonical import forward_position, is_attention
+from klora.files.canonical import forward_position, in_forward_order, is_attention
+from klora.files.container import Identity
 from klora.files.defects import ReplacedFileError, UnknownDialectError
 from klora.files.layer import LoraLayer
 from klora.files.lora_file import LoraFile, read_lora, targeted_modules
@@ -12,6 +13,7 @@ from klora.files.pairing import PairedLayer, pair_layers, split_layers
 from klora.files.rows import LayerRows
 
 __all__ = [
+    "Identity",
     "LayerRows",
     "LoraFile",
     "LoraLayer",
@@ -20,6 +22,7 @@ __all__ = [
     "UnknownDialectError",
     "forward_position",
     "host_layer_to_canonical",
+    "in_forward_order",
     "is_attention",
     "ldm_name",
     "pair_layers",

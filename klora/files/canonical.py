@@ -8,7 +8,8 @@ repeat.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,6 +37,12 @@ def forward_position(name: str) -> Position | None:
     layer."""
     found = found_layer(name)
     return None if found is None else _ORDER.place(found)
+
+
+def in_forward_order(layers: Iterable[str]) -> list[str]:
+    """Layers in the order in which a forward pass calls them; those of no known model behind, as they
+    come."""
+    return sorted(layers, key=lambda name: forward_position(name) or (sys.maxsize,))
 
 
 #: In models that have no canonical names here: by the words that models use.

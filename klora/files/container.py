@@ -71,17 +71,27 @@ _MISTAKEN = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one version of a file on disk from the next: a replaced file has another identity."""
+    """What tells one version of a file on disk from the next: a replaced file has another identity.
+
+    A copy may carry size and time of the file that it replaces; ``changed_ns``, the time of the last change
+    of the file's entry on disk, is the system's own and cannot be carried along.
+    """
 
     size: int
     modified_ns: int
+    changed_ns: int
     inode: int
     device: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
         """The identity from ``os.stat`` or ``os.fstat``."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+
+    @classmethod
+    def at(cls, path: str | Path) -> Identity:
+        """The identity of the file at ``path``; raises ``OSError``."""
+        return cls.of(os.stat(path))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from klora.files.canonical import forward_position, is_attention, part_names
+from klora.files.canonical import in_forward_order, is_attention, part_names
 from klora.files.container import Container, Identity, open_container
 from klora.files.declared import Config, declared_configs, declared_scale
 from klora.files.defects import defect_error, shown
@@ -175,7 +175,7 @@ def _built(
         if "alpha" not in keys and configs:
             layer = _with_declared_scale(layer, component, configs)
         (denoiser if component == DENOISER else text_encoder)[name] = layer
-    ordered = sorted(denoiser, key=lambda name: forward_position(name) or ())
+    ordered = in_forward_order(denoiser)
     return {name: denoiser[name] for name in ordered}, text_encoder, left
 
 

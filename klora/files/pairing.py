@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from klora.files.canonical import forward_position, is_attention
+from klora.files.canonical import in_forward_order, is_attention
 from klora.files.defects import defect_error
 from klora.files.layer import LoraLayer
 from klora.files.lora_file import LoraFile
@@ -33,7 +33,7 @@ def pair_layers(content: LoraFile, style: LoraFile) -> list[PairedLayer]:
     left to the host are not among the pairs. Raises `LoraFileError` if the two disagree about a layer's size.
     """
     first, second = split_layers(content), split_layers(style)
-    names = sorted({*first, *second}, key=lambda name: forward_position(name) or ())
+    names = in_forward_order(dict.fromkeys((*first, *second)))
     pairs = [PairedLayer(name, is_attention(name), first.get(name), second.get(name)) for name in names]
     for pair in pairs:
         _refuse_other_size(pair, content)

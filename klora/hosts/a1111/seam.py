@@ -9,7 +9,6 @@ are whole again and the next forward puts the weights right by the same mechanis
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from klora.files.canonical import forward_position, is_attention
+from klora.files.canonical import in_forward_order, is_attention
 from klora.files.native import host_layer_to_canonical
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
 from klora.hosts.common.checks import does_not_fit
@@ -46,7 +45,7 @@ class A1111Seam:
         self._device = device
         touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
         named = {_canonical(name): name for name in touched}
-        self._host_names = {name: named[name] for name in sorted(named, key=_place)}
+        self._host_names = {name: named[name] for name in in_forward_order(named)}
         self._shares: dict[str, tuple[float, ...]] = {}
 
     def layers(self) -> Sequence[LayerView]:
@@ -178,11 +177,6 @@ def _is_among(network: Any, others: Sequence[Any]) -> bool:
 
 def _canonical(host_name: str) -> str:
     return host_layer_to_canonical(host_name, "unknown") or host_name
-
-
-def _place(layer: str) -> tuple[int, ...]:
-    # Layers of a model that the naming does not know keep the host's order, behind the others.
-    return forward_position(layer) or (sys.maxsize,)
 
 
 def _is_contestable(module: Any) -> bool:

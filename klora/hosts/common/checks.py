@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import PurePath
 from typing import Any
 
 from klora.errors import LoraFileError, PairError
-from klora.files import UnknownDialectError, read_lora
+from klora.files import Identity, UnknownDialectError, read_lora
 from klora.files.models import MODELS, BaseModel
 
 #: Path -> (state of the file, its base model), for files that were read through and found sound.
-_checked: dict[str, tuple[tuple[int, int, int], str]] = {}
+_checked: dict[str, tuple[Identity, str]] = {}
 
 
 def checked_base_model(path: str, name: str) -> str:
@@ -24,10 +23,9 @@ def checked_base_model(path: str, name: str) -> str:
     if PurePath(path).suffix.lower() != ".safetensors":
         return "unknown"
     try:
-        found = os.stat(path)
+        state = Identity.at(path)
     except OSError:
         return "unknown"  # the host says it better: it looks for the name in more than one place
-    state = (found.st_mtime_ns, found.st_size, found.st_ino)
     if path not in _checked or _checked[path][0] != state:
         try:
             file = read_lora(path, name=name)

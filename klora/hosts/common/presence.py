@@ -6,16 +6,15 @@ So it is looked up before the host reads the tags.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from klora.errors import KloraError, LoraFileError
-from klora.files.container import open_container
+from klora.files.container import Identity, open_container
 from klora.hosts.common import library
 
-#: Path -> (time, size, inode) of files whose container was found sound.
-_sound: dict[str, tuple[int, int, int]] = {}
+#: Path -> what they were, of files whose container was found sound.
+_sound: dict[str, Identity] = {}
 
 
 def unusable(names: Iterable[str]) -> dict[str, KloraError]:
@@ -41,8 +40,7 @@ def _defect(path: str) -> LoraFileError | None:
     if file.suffix.lower() != ".safetensors" or not file.parent.is_dir():
         return None
     try:
-        status = os.stat(file)
-        state = (status.st_mtime_ns, status.st_size, status.st_ino)
+        state = Identity.at(file)
         if _sound.get(path) != state:
             open_container(file)
             _sound[path] = state

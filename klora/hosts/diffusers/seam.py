@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from klora.errors import HostError, LoraFileError
-from klora.files import LoraFile, LoraLayer, forward_position, is_attention, split_layers
+from klora.files import LoraFile, LoraLayer, in_forward_order, is_attention, split_layers
 from klora.planning import LayerView
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta
@@ -84,7 +84,7 @@ class PipelineSeam:
     def layers(self) -> Sequence[LayerView]:
         """The denoiser's layers that any file changes, in forward order."""
         of_text_encoders = {name for one in self._files for name in one.file.text_encoder}
-        order = sorted({name for layers in self._layers for name in layers} - of_text_encoders, key=_place)
+        order = in_forward_order({name for layers in self._layers for name in layers} - of_text_encoders)
         return [LayerView(name, is_attention(name), self._ranks(name)) for name in order]
 
     def _ranks(self, name: str) -> dict[int, int | None]:
@@ -236,7 +236,3 @@ def _parameter(module: nn.Module) -> nn.Parameter:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight
-
-
-def _place(name: str) -> tuple[int, ...]:
-    return forward_position(name) or ()

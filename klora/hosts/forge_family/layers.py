@@ -3,14 +3,13 @@ uses."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from klora.errors import LoraFileError
-from klora.files import LoraLayer, forward_position, host_layer_to_canonical, is_attention, read_lora
+from klora.files import LoraLayer, host_layer_to_canonical, in_forward_order, is_attention, read_lora
 from klora.files import split_layers as split
 from klora.files.canonical import Part, parts_of
 from klora.hosts.forge_family.storage import shape_of
@@ -75,7 +74,7 @@ def changed_layers(
         for module, names in modules.items()
         for layer in _layers_of(module, names, parameters, known, touched)
     }
-    return {name: found[name] for name in sorted(found, key=_place)}
+    return {name: found[name] for name in in_forward_order(sorted(found))}
 
 
 def known_layers(files: Sequence[str]) -> list[KnownLayers]:
@@ -150,7 +149,3 @@ def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:
         return parts_of(whole, shape_of(weight)[0]) or (Part(whole, ()),)
     except ValueError:  # a model of its own with a name of Flux's: not to be taken apart
         return (Part(whole, ()),)
-
-
-def _place(layer: str) -> tuple[tuple[int, ...], str]:
-    return forward_position(layer) or (sys.maxsize,), layer

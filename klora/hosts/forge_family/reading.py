@@ -8,21 +8,20 @@ with renamed tensors in place of the file's.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from klora.files import read_lora
+from klora.files import Identity, read_lora
 from klora.files.conversion import state_dict_in
 from klora.hosts.common.checks import checked_base_model, takes
 from klora.hosts.common.library import KnownLora
 from klora.hosts.common.stand_in import stand_in
 
-#: Path -> (time, size, inode) of the file that the host read last at K-LoRA's bidding.
-_seen: dict[str, tuple[int, int, int]] = {}
+#: Path -> what the file was that the host read last at K-LoRA's bidding.
+_seen: dict[str, Identity] = {}
 
 #: The function with which the host's ``networks`` reads a file; the first that is there.
 _READERS = ("load_lora_state_dict", "load_torch_file")
@@ -56,10 +55,9 @@ def _is_for(model: Any, lora: KnownLora) -> bool:
 def _is_new(path: str) -> bool:
     """Whether the file was replaced since the host read it here, or was never read here."""
     try:
-        found = os.stat(path)
+        state = Identity.at(path)
     except OSError:
         return False  # the host says it better
-    state = (found.st_mtime_ns, found.st_size, found.st_ino)
     is_new = _seen.get(path) != state
     _seen[path] = state
     return is_new

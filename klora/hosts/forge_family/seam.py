@@ -9,7 +9,6 @@ written into, and all are put back.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError
+from klora.files import Identity
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import changed_layers
@@ -76,7 +76,7 @@ class FamilySeam:
 
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
-        states = tuple((path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in self.paths[:2])
+        states = tuple((path, Identity.at(path)) for path in self.paths[:2])
         return (self._checkpoint, states, *map(self._denoiser.patches.strengths, range(len(states))))
 
     # --- Withholding and applying -----------------------------------------------------------------------

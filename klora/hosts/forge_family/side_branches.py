@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from klora.errors import HostError
+from klora.files import Identity
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ChangedLayer, KnownLayers, known_layers
@@ -120,8 +120,7 @@ class SideBranches:
         return [self._kept_of(place, path) for place, path in enumerate(self._paths)]
 
     def _kept_of(self, place: int, path: str) -> dict[str, RowDelta]:
-        state = os.stat(path)
-        key = (path, state.st_mtime_ns, state.st_size, self._denoiser.patches.strengths(place))
+        key = (path, Identity.at(path), self._denoiser.patches.strengths(place))
         kept = _kept.setdefault(key, {})
         _kept.move_to_end(key)
         while len(_kept) > MOST_KEPT:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from klora.errors import KloraError, PairError
-from klora.files import LoraFile, read_lora
+from klora.files import Identity, LoraFile, read_lora
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
 from klora.hosts.webui import pair_tags, roles, windows
@@ -23,7 +22,7 @@ from klora.settings import Settings
 MOST_STEPS = 1000
 _MOST_KEPT = 8
 
-_files: OrderedDict[tuple[str, int, int, int], LoraFile] = OrderedDict()
+_files: OrderedDict[tuple[str, Identity], LoraFile] = OrderedDict()
 #: Two tabs that ask for one new pair score it once.
 _one_at_a_time = Lock()
 _progress = (0, 0)
@@ -48,8 +47,7 @@ def progress() -> str:
 
 def read_kept(path: str) -> LoraFile:
     """The LoRA file at ``path``, read again only if it has changed; raises `LoraFileError`."""
-    found = Path(path).stat()
-    key = (path, found.st_mtime_ns, found.st_size, found.st_ino)
+    key = (path, Identity.at(path))
     if key not in _files:
         _files[key] = read_lora(path)
         while len(_files) > _MOST_KEPT:
