@@ -245,8 +245,12 @@ class Settings:
         """Settings as a WebUI passes them: positional, or one mapping as the first element.
 
         A mapping without ``enabled`` means that K-LoRA is wanted: an API client that names settings
-        need not also tick a box. What follows a mapping is the host's padding and is not read.
+        need not also tick a box. What follows a mapping is the host's padding and is not read: it fills up
+        with the page's values, and nobody can tell them from an argument. No page has a second mapping, so
+        that is refused.
         """
+        if sum(isinstance(one, Mapping) for one in arguments) > 1:
+            raise SettingsError("K-LoRA: two objects of settings were sent; put all settings into the first.")
         if arguments and isinstance(arguments[0], Mapping):
             return cls.from_mapping({"enabled": True, **arguments[0]})
         known = cls.declarations()

@@ -194,3 +194,11 @@ def test_each_field_is_declared_once() -> None:
     for wanted in ("name", "label", "infotext_key", "help"):
         told = [getattr(one, wanted) for one in DECLARED]
         assert len(set(told)) == len(told)
+
+
+def test_what_follows_an_object_is_padding_but_a_second_object_is_refused() -> None:
+    assert Settings.from_arguments([{"alpha": 2}, "first LoRA in the prompt", 1.0]) == Settings(
+        enabled=True, alpha=2
+    )
+    with pytest.raises(SettingsError, match="two objects of settings were sent"):
+        Settings.from_arguments([{"alpha": 2}, {"beta": 1}])

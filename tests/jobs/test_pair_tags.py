@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from klora.errors import KloraError, SettingsError
-from klora.hosts.webui import axes, pair_tags
+from klora.hosts.webui import axes, pair_tags, preset_shelf
 from klora.hosts.webui.infotext import restored
+from klora.presets import NO_PRESET
 from klora.settings import Settings
 from tests.jobs.fake_webui import CONTENT_WINS, Webui
 from tests.jobs.fakes import CANONICAL, IN_FORWARD_ORDER, FakeSampler, parsed_tag
@@ -181,7 +182,21 @@ def test_pasting_the_infotext_restores_the_settings_of_the_tag(webui: Webui) -> 
     p = webui.generate("<klora:fox:ink:balance=0.3,rule=smooth>")
     values = {one.name: restored(one, p.extra_generation_params) for one in Settings.declarations()}
     made = Settings(**values)
-    assert made == Settings(enabled=True, content="fox", style="ink", balance=0.3, rule="smooth")
+    expected = {"enabled": True, "content": "fox", "style": "ink", "balance": 0.3, "rule": "smooth"}
+    assert {name: value for name, value in made.values.items() if value != Settings().values[name]} == {
+        **expected,
+        "preset": NO_PRESET,
+    }
+
+
+def test_a_preset_is_laid_under_what_a_tag_names(webui: Webui) -> None:
+    preset_shelf.shelf().save("mine", Settings(rule="smooth", tau=0.5, balance=0.25))
+    p = webui.generate("<klora:fox:ink:preset=mine,balance=-0.5>")
+    written = p.extra_generation_params
+    assert (written["K-LoRA rule"], written["K-LoRA tau"]) == ("smooth", "0.5")
+    assert written["K-LoRA balance"] == "-0.5"
+    with pytest.raises(KloraError, match="nothing like it"):
+        webui.generate("<klora:fox:ink:preset=nothing like it>")
 
 
 # -- the hires pass -----------------------------------------------------------------------------------

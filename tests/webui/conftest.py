@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -204,8 +205,8 @@ class FakeHost:
 class FakeAxisOption:
     def __init__(self, label: str, type: Any, apply: Any, **rest: Any) -> None:
         self.label, self.type, self.apply = label, type, apply
-        self.confirm, self.choices, self.format_value = (
-            rest.get(name) for name in ("confirm", "choices", "format_value")
+        self.confirm, self.choices, self.format_value, self.prepare = (
+            rest.get(name) for name in ("confirm", "choices", "format_value", "prepare")
         )
 
 
@@ -216,7 +217,7 @@ def fake_grid_data() -> SimpleNamespace:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
     """A host with three LoRAs: fox, ink (alias "Ink Wash") and oak."""
     networks = fake_networks(
         FakeEntry("fox", "fox", "/loras/fox.safetensors", "1a2b3c4d5e6f"),
@@ -235,6 +236,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     ]
     shared = ModuleType("modules.shared")
     shared.cmd_opts = options  # type: ignore[attr-defined]
+    sd_models = ModuleType("modules.sd_models")
+    sd_models.model_data = SimpleNamespace(sd_model=None)  # type: ignore[attr-defined]
+    modules.sd_models = sd_models  # type: ignore[attr-defined]
+    paths = ModuleType("modules.paths_internal")
+    paths.data_path = str(tmp_path)  # type: ignore[attr-defined]
     extra_networks = ModuleType("modules.extra_networks")
     extra_networks.extra_network_registry = {"lora": object()}  # type: ignore[attr-defined]
     extra_networks.extra_network_aliases = {"lyco": object()}  # type: ignore[attr-defined]
@@ -245,6 +251,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
         "modules.scripts": scripts,
         "modules.shared": shared,
         "modules.extra_networks": extra_networks,
+        "modules.sd_models": sd_models,
+        "modules.paths_internal": paths,
         "networks": networks,
         **_fake_gradio_modules(gradio),
         **_fake_fastapi_modules(),

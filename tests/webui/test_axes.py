@@ -75,8 +75,25 @@ def test_overrides_lie_over_the_accordion(host: FakeHost) -> None:
 )
 def test_a_bad_value_is_refused_before_the_grid_starts(host: FakeHost, label: str, value: object) -> None:
     axes.register()
-    with pytest.raises(KloraError):
+    with pytest.raises(KloraError) as caught:
         axis(host, label).confirm(None, [value])
+    assert vars(caught.value)["status_code"] == 422
+    assert vars(caught.value)["detail"] == str(caught.value)
+    assert str(caught.value).startswith("K-LoRA")
+
+
+def test_a_word_where_the_host_expects_a_number_is_refused_with_a_sentence(host: FakeHost) -> None:
+    """The host converts numbers before it confirms them, and would answer 500 without a sentence."""
+    axes.register()
+    prepare = axis(host, "Alpha").prepare
+    assert prepare('1, 1.5 , "2",0-1 (+0.1), 0-1 [5], 1e-2') == [
+        *("1", "1.5", "2"),
+        *("0-1 (+0.1)", "0-1 [5]", "1e-2"),
+    ]
+    with pytest.raises(KloraError, match="alpha is 'much'; write a number from 0") as caught:
+        prepare("1, much")
+    assert vars(caught.value)["status_code"] == 422
+    assert axis(host, "Beta").prepare is None
 
 
 def test_an_unknown_lora_is_refused_before_the_grid_starts(host: FakeHost) -> None:

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from klora.hosts.common import library
 from klora.hosts.webui import routes
+from klora.planning import plan_files
 from klora.settings import Settings
 from klora.version import __version__
+from tests.engine.lora_files import write_lora
 
 from .conftest import FakeApp, FakeHost, FakeHTTPError
 
+FOR_SDXL = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Replaces the engine by one that notes what it was asked."""
-    calls: list[tuple[Any, ...]] = []
-
-    def plan_files(*question: Any) -> Any:
-        calls.append(question)
-        return SimpleNamespace(as_json=lambda: {"choices": ["CS"]})
-
-    engine = ModuleType("klora.planning")
-    engine.plan_files = plan_files  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "klora.planning", engine)
-    return calls
+def asked(host: FakeHost, tmp_path: Path) -> FakeHost:
+    """The host with files: fox and ink for one model, Oak for SDXL."""
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    for at, name in enumerate(("fox", "ink")):
+        path = write_lora(folder / f"{name}.safetensors", seed=at)
+        host.networks.available_networks[name].filename = str(path)
+    oak = write_lora(folder / "Oak.safetensors", (FOR_SDXL,), size=(640, 2048))
+    host.networks.available_networks["Oak"].filename = str(oak)
+    return host
 
 
 def opened(host: FakeHost) -> FakeApp:
@@ -50,11 +54,19 @@ def test_version_and_schema(host: FakeHost) -> None:
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
 
 
-def test_a_plan_is_made_from_names(host: FakeHost, asked: list[tuple[Any, ...]]) -> None:
+def test_a_plan_is_made_from_names(asked: FakeHost) -> None:
     body = {"content": "fox", "style": "Ink Wash", "steps": 20, "schedule": "s*", "alpha": 2}
-    assert post(host, body) == {"choices": ["CS"]}
-    settings = Settings(schedule="S*", alpha=2)
-    assert asked == [("/loras/fox.safetensors", "/loras/sub/ink.safetensors", settings, 20)]
+    files = [known.path for known in map(library.find, ("fox", "ink")) if known is not None]
+    expected = plan_files(*files, Settings(schedule="S*", alpha=2), 20).as_json()
+    assert post(asked, body) == expected
+
+
+def test_a_report_is_made_from_names(asked: FakeHost) -> None:
+    endpoint, _ = opened(asked).routes["POST", "/klora/v1/report"]
+    told = endpoint({"content": "fox", "style": "Ink Wash", "balance": 0.5})
+    assert (told["content"]["name"], told["style"]["name"]) == ("fox", "ink")
+    assert told["shares"]["steps"] == 20
+    assert json.loads(json.dumps(told, allow_nan=False))["verdict"]["sentence"]
 
 
 GOOD = {"content": "fox", "style": "ink", "steps": 4}
@@ -73,16 +85,86 @@ GOOD = {"content": "fox", "style": "ink", "steps": 4}
         ({"alpha": -1}, "alpha is -1; write a number from 0"),
         ({"alhpa": 1}, "a plan has no 'alhpa'"),
         ({"mode": "off"}, "a plan has no 'mode'"),
+        ({"style": "fox"}, "content and style are both fox"),
+        ({"any_model": "yes"}, "any_model is 'yes'; write true or false"),
+        ({"steps": 1001}, "whole number from 1 to 1000"),
     ],
 )
 def test_a_bad_request_is_refused_with_a_sentence(
-    host: FakeHost, asked: list[tuple[Any, ...]], change: dict[str, Any], sentence: str
+    asked: FakeHost, change: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(FakeHTTPError) as caught:
-        post(host, {**GOOD, **change})
+        post(asked, {**GOOD, **change})
     assert caught.value.status_code == 422
     assert sentence in caught.value.detail
-    assert asked == []
+    assert caught.value.detail.startswith("K-LoRA")
+
+
+def loaded(family: str) -> None:
+    model = SimpleNamespace(sd_checkpoint_info=object(), **{f"is_{family}": True})
+    sys.modules["modules.sd_models"].model_data = SimpleNamespace(sd_model=model)  # type: ignore[attr-defined]
+
+
+def test_a_pair_for_another_model_than_the_loaded_one_is_refused_unless_wanted(asked: FakeHost) -> None:
+    elm = write_lora(Path(asked.networks.available_networks["fox"].filename), (FOR_SDXL,), size=(640, 2048))
+    assert elm.exists()
+    body = {"content": "fox", "style": "Oak", "steps": 4}
+    assert post(asked, body)["steps"] == 4  # nothing is loaded
+    loaded("sd1")
+    with pytest.raises(FakeHTTPError, match="fox is made for SDXL, but the loaded checkpoint is SD1"):
+        post(asked, body)
+    assert post(asked, {**body, "any_model": True})["steps"] == 4
+    loaded("sdxl")
+    assert post(asked, body)["steps"] == 4
+
+
+def test_truncated_files_are_named_without_their_folder(asked: FakeHost) -> None:
+    path = Path(asked.networks.available_networks["ink"].filename)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(FakeHTTPError, match=r"ink\.safetensors: the file is truncated") as caught:
+        post(asked, GOOD)
+    assert caught.value.status_code == 422
+    assert str(path.parent) not in caught.value.detail
+
+
+def test_an_error_that_nobody_foresaw_tells_no_path(
+    asked: FakeHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def read_lora(path: str, **_named: Any) -> None:
+        raise TypeError(f"cannot read '{path}' at all")
+
+    monkeypatch.setattr("klora.files.read_lora", read_lora)
+    with pytest.raises(FakeHTTPError, match=r"TypeError: cannot read 'fox\.safetensors' at all") as caught:
+        post(asked, GOOD)
+    assert caught.value.status_code == 500
+    assert str(tmp_path) not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("no /home/ann/my_loras/fox.safetensors here", "no fox.safetensors here"),
+        ("[Errno 2] 'C:\\Users\\ann\\fox.pt'", "[Errno 2] 'fox.pt'"),
+        ("content / style, 1/2 of it", "content / style, 1/2 of it"),
+    ],
+)
+def test_paths_are_taken_away(text: str, without: str) -> None:
+    assert routes.without_paths(text) == without
+
+
+def test_an_answer_has_a_largest_size(asked: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_LAYER_STEPS", 30)
+    assert post(asked, {**GOOD, "steps": 10})["steps"] == 10
+    with pytest.raises(FakeHTTPError, match=r"3 layers times 11 steps .* at most 10 steps"):
+        post(asked, {**GOOD, "steps": 11})
+
+
+def test_one_answer_is_made_at_a_time(asked: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "PATIENCE", 0.01)
+    with routes._one_at_a_time, pytest.raises(FakeHTTPError, match="busy") as caught:
+        post(asked, GOOD)
+    assert caught.value.status_code == 503
+    assert post(asked, GOOD)["steps"] == 4  # also after one that was refused
 
 
 @pytest.mark.parametrize("body", [[], "fox", None, 3])
@@ -99,7 +181,7 @@ def test_without_credentials_configured_the_routes_are_open(host: FakeHost) -> N
 def test_with_api_auth_every_route_demands_it(host: FakeHost) -> None:
     host.options.api_auth = "ann:secret,bob:geheim"
     app = opened(host)
-    assert len(app.routes) == 3
+    assert len(app.routes) == 4
     for _, checks in app.routes.values():
         (check,) = checks
         check(SimpleNamespace(username="bob", password="geheim"))
@@ -113,4 +195,4 @@ def test_behind_a_login_and_without_an_api_nothing_is_opened(host: FakeHost) -> 
     host.options.gradio_auth, host.options.api = "ann:secret", False
     assert opened(host).routes == {}
     host.options.nowebui = True
-    assert len(opened(host).routes) == 3
+    assert len(opened(host).routes) == 4

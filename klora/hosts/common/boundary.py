@@ -11,6 +11,17 @@ from klora.errors import KloraError
 T = TypeVar("T")
 
 
+class UnforeseenError(KloraError):
+    """An error that nobody foresaw: a fault of ours, or of somebody's whose code runs inside ours."""
+
+
+def for_api(error: KloraError) -> KloraError:
+    """``error`` with what the host's API makes an answer of: status 422 and the sentence."""
+    setattr(error, "status_code", 422)  # noqa: B010 - attributes that the host's API looks for
+    setattr(error, "detail", str(error))  # noqa: B010
+    return error
+
+
 def attempted(action: Callable[[], T]) -> T | KloraError:
     """What ``action`` returns, or the error that it raised, in a sentence fit for the user.
 
@@ -24,7 +35,7 @@ def attempted(action: Callable[[], T]) -> T | KloraError:
     except Exception as error:  # noqa: BLE001
         traceback.print_exception(error)
         found = f"{type(error).__name__}: {error}"
-        return KloraError(
+        return UnforeseenError(
             f"K-LoRA met an error that it does not know ({found}); report it with what the console says, "
             "or untick K-LoRA."
         )

@@ -7,16 +7,22 @@ changed.
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from klora.errors import PairError
 from klora.hosts.common import library
+from klora.hosts.common.boundary import attempted, for_api
 from klora.hosts.webui import preset_shelf
 from klora.settings import Setting, Settings
 
 _GRID_SCRIPT = "xyz_grid.py"
+
+#: The host's spelling of several numbers: ``0-1 (+0.1)``, ``0-1 [5]``.
+_RANGE = re.compile(r"[+-]?[\d.]+\s*-\s*[+-]?[\d.]+\s*(?:[(\[].*)?")
 
 
 def register() -> bool:
@@ -62,6 +68,7 @@ def _option(grid: Any, setting: Setting) -> Any:
         _applying(setting),
         format_value=_cell_label,
         confirm=_confirming(setting),
+        prepare=_preparing(setting),
         choices=_choosing(setting),
     )
 
@@ -80,14 +87,39 @@ def _applying(setting: Setting) -> Callable[[Any, object, Sequence[object]], Non
 def _confirming(setting: Setting) -> Callable[[Any, Sequence[object]], None]:
     def confirm(_p: Any, values: Sequence[object]) -> None:
         """Refuse a bad value before the first cell is drawn, not in the middle of the grid."""
-        for value in values:
-            wanted = setting.parse(value)
-            if setting.kind == "lora" and wanted not in setting.choices and library.find(str(wanted)) is None:
-                raise PairError(f"K-LoRA: there is no LoRA {wanted!r}; write its name as in the prompt.")
-            if setting.kind == "preset":
-                preset_shelf.shelf().get(str(wanted))
+        _refuse_bad(setting, values)
 
     return confirm
+
+
+def _preparing(setting: Setting) -> Callable[[str], list[str]] | None:
+    """For numbers, which the host converts before it lets anybody confirm them: refuse what is none here."""
+    if setting.kind != "number":
+        return None
+
+    def prepare(text: str) -> list[str]:
+        values = [value.strip() for row in csv.reader([text], skipinitialspace=True) for value in row]
+        _refuse_bad(setting, [one for one in values if one and not _RANGE.fullmatch(one)])
+        return values
+
+    return prepare
+
+
+def _refuse_bad(setting: Setting, values: Sequence[object]) -> None:
+    """Raise the error for the first bad value, such that the API answers 422 and its sentence."""
+    error = attempted(lambda: _check(setting, values))
+    if error is not None:
+        raise for_api(error)
+
+
+def _check(setting: Setting, values: Sequence[object]) -> None:
+    for value in values:
+        wanted = setting.parse(value)
+        is_name = setting.kind == "lora" and wanted not in setting.choices
+        if is_name and library.find_or_refresh(str(wanted)) is None:
+            raise PairError(f"K-LoRA: there is no LoRA {wanted!r}; write its name as in the prompt.")
+        if setting.kind == "preset":
+            preset_shelf.shelf().get(str(wanted))
 
 
 def _choosing(setting: Setting) -> Callable[[], list[str]] | None:

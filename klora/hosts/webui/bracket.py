@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from klora.errors import KloraError
+from klora.hosts.common.boundary import for_api
 from klora.schedule import Moment, Position
 from klora.weights import Fusion
 
@@ -29,12 +30,10 @@ def refuse(sampler: Any, error: KloraError) -> None:
     Raised here and not in a script callback, because WebUIs print an exception of a callback and go
     on to make the picture without it. The API takes status and detail from the exception.
     """
-    setattr(error, "status_code", 422)  # noqa: B010 - attributes that the host's API looks for
-    setattr(error, "detail", str(error))  # noqa: B010
 
     def launch(*_arguments: Any, **_keywords: Any) -> Any:
         _unwrap(sampler)
-        raise error
+        raise for_api(error)
 
     _unwrap(sampler)
     _wrap(sampler, "launch_sampling", launch)

@@ -1,21 +1,41 @@
-"""The HTTP routes ``/klora/v1/...``: version, schema and plan. They work under --nowebui.
+"""The HTTP routes ``/klora/v1/...``: version, schema, plan and report. They work under --nowebui.
 
 They ask for the same credentials as the host's own API, and are not opened where the WebUI wants a
-login but the user has not asked for an API.
+login but the user has not asked for an API. One plan or report is made at a time; no answer holds a path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from secrets import compare_digest
+from threading import Lock
 from typing import Any
 
 from klora.errors import KloraError, PairError, SettingsError
 from klora.hosts.common import library
+from klora.hosts.common.boundary import UnforeseenError, attempted
+from klora.hosts.common.checks import loaded_family, takes
 from klora.settings import Settings
 from klora.version import __version__
 
 MOST_STEPS = 1000
+
+#: Layers times steps of one answer: some 10 MB of JSON.
+MOST_LAYER_STEPS = 500_000
+
+#: Seconds for which a request waits for the one before it.
+PATIENCE = 30.0
+
+#: What a plan or a report may be asked beside the settings of the rule.
+_ASKED = ("content", "style", "steps", "any_model")
+
+_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\\/:*?\"'<>|\s]+)+[\\/](?=[^\\/\s])")
+
+_one_at_a_time = Lock()
+
+Request = Mapping[str, object]
+Answer = Callable[[Request], dict[str, Any]]
 
 
 def add_routes(app: Any) -> None:
@@ -30,7 +50,8 @@ def add_routes(app: Any) -> None:
     for method, path, endpoint in (
         ("GET", "/klora/v1/version", answer_version),
         ("GET", "/klora/v1/schema", answer_schema),
-        ("POST", "/klora/v1/plan", _plan_endpoint()),
+        ("POST", "/klora/v1/plan", _endpoint(answer_plan)),
+        ("POST", "/klora/v1/report", _endpoint(answer_report)),
     ):
         app.add_api_route(path, endpoint, methods=[method], dependencies=guard)
 
@@ -45,52 +66,122 @@ def answer_schema() -> dict[str, Any]:
     return {"settings": [one.schema() for one in Settings.offered()]}
 
 
-def answer_plan(request: Mapping[str, object]) -> dict[str, Any]:
+def answer_plan(request: Request) -> dict[str, Any]:
     """The plan for two LoRAs by name; raises `KloraError` for anything that is wrong with the request."""
-    from klora.planning import plan_files
+    from klora.planning import planner_of_files
+    from klora.schedule import evenly_spaced
+
+    settings, steps, files = _question(request, "plan")
+    planner = planner_of_files(*files, settings)
+    _check_size(len(planner.decided), steps)
+    return planner.plan(evenly_spaced(steps)).as_json()
+
+
+def answer_report(request: Request) -> dict[str, Any]:
+    """The report on two LoRAs by name; raises `KloraError` for anything that is wrong with the request."""
+    from klora.report import report_of
+
+    settings, steps, files = _question({"steps": 20, **request}, "report")
+    _check_size(max(len(file.layers) for file in files), steps)
+    return report_of(*files, settings, steps).as_json()
+
+
+def _question(request: Request, what: str) -> tuple[Settings, int, tuple[Any, Any]]:
+    """(settings, steps, the two files) of a request."""
+    from klora.files import read_lora
 
     rule = {one.name for one in Settings.declarations() if one.scope == "rule"}
-    known = ["content", "style", "steps", *sorted(rule)]
+    known = [*_ASKED, *sorted(rule)]
     for name in request:
         if name not in known:
-            raise SettingsError(f"K-LoRA: a plan has no {name!r}; it knows: {', '.join(known)}.")
+            raise SettingsError(f"K-LoRA: a {what} has no {name!r}; it knows: {', '.join(known)}.")
     settings = Settings.from_mapping({name: request[name] for name in rule & request.keys()})
-    content, style = _path(request, "content"), _path(request, "style")
-    plan: dict[str, Any] = plan_files(content, style, settings, _steps(request)).as_json()
-    return plan
+    steps = _steps(request)
+    content, style = _known(request, "content"), _known(request, "style")
+    if content.name == style.name:
+        raise PairError(f"K-LoRA: content and style are both {content.name}: choose two different LoRAs.")
+    files = read_lora(content.path, name=content.name), read_lora(style.path, name=style.name)
+    if not _is_true(request, "any_model"):
+        _check_model(files)
+    return settings, steps, files
 
 
-def _path(request: Mapping[str, object], role: str) -> str:
+def _known(request: Request, role: str) -> library.KnownLora:
     name = request.get(role)
     if not isinstance(name, str) or not name:
         raise PairError(f"K-LoRA: {role} is missing; write the name of the {role} LoRA as in a prompt.")
-    lora = library.find(name)
+    lora = library.find_or_refresh(name)
     if lora is None:
         raise PairError(f"K-LoRA: there is no LoRA {name!r}; write its name as in a prompt, not a path.")
-    return lora.path
+    return lora
 
 
-def _steps(request: Mapping[str, object]) -> int:
+def _steps(request: Request) -> int:
     steps = request.get("steps")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise SettingsError(f"K-LoRA: steps is {steps!r}; write a whole number from 1 to {MOST_STEPS}.")
     return steps
 
 
-def _plan_endpoint() -> Any:
+def _is_true(request: Request, name: str) -> bool:
+    value = request.get(name, False)
+    if not isinstance(value, bool):
+        raise SettingsError(f"K-LoRA: {name} is {value!r}; write true or false.")
+    return value
+
+
+def _check_model(files: tuple[Any, Any]) -> None:
+    """Raise `PairError` for LoRAs of another base model than the loaded checkpoint, if one is loaded."""
+    from modules import sd_models
+
+    # Not shared.sd_model, which would load a checkpoint only to answer.
+    model = getattr(getattr(sd_models, "model_data", None), "sd_model", None)
+    if getattr(model, "sd_checkpoint_info", None) is None:
+        return
+    here = loaded_family(model)
+    for file in files:
+        if file.base_model != "unknown" and not takes(model, file.base_model):
+            raise PairError(
+                f"K-LoRA: LoRA {file.name} is made for {file.base_model}, but the loaded checkpoint is "
+                f'{here}; send "any_model": true to have the answer all the same.'
+            )
+
+
+def _check_size(layers: int, steps: int) -> None:
+    if layers * steps > MOST_LAYER_STEPS:
+        raise SettingsError(
+            f"K-LoRA: {layers} layers times {steps} steps are more than an answer holds; ask for at most "
+            f"{MOST_LAYER_STEPS // layers} steps."
+        )
+
+
+def _endpoint(answer: Answer) -> Any:
     from fastapi import Body, HTTPException
 
-    def plan(request: Any = Body(...)) -> dict[str, Any]:  # noqa: B008 - how FastAPI declares a body
+    def respond(request: Any = Body(...)) -> dict[str, Any]:  # noqa: B008 - how FastAPI declares a body
         if not isinstance(request, dict):
             raise HTTPException(status_code=422, detail="K-LoRA: send one JSON object.")
+        if not _one_at_a_time.acquire(timeout=PATIENCE):
+            raise HTTPException(
+                status_code=503, detail="K-LoRA is busy with another plan or report; ask again later."
+            )
         try:
-            return answer_plan(request)
-        except KloraError as error:
-            raise HTTPException(status_code=422, detail=str(error)) from error
+            found = attempted(lambda: answer(request))
+        finally:
+            _one_at_a_time.release()
+        if isinstance(found, KloraError):
+            status = 500 if isinstance(found, UnforeseenError) else 422
+            raise HTTPException(status_code=status, detail=without_paths(str(found)))
+        return found
 
     # FastAPI reads the annotations; as text they would be looked up in this module only.
-    plan.__annotations__ = {"request": Any, "return": dict[str, Any]}
-    return plan
+    respond.__annotations__ = {"request": Any, "return": dict[str, Any]}
+    return respond
+
+
+def without_paths(text: str) -> str:
+    """``text`` with the folders of every absolute path taken away; the file's name stays."""
+    return _PATH.sub("", text)
 
 
 def _guard(api_auth: str | None) -> list[Any]:
