@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from klora.errors import PairError
 from klora.options import TopK
 from klora.planning.cast import Cast, LayerView, Loras
+from klora.planning.locks import LockedLayers, locked_layers
 from klora.planning.scoring import Progress, scores_of
 from klora.rules import BOTH, CONTENT, STYLE, Contest, Decides, Rule, unconditional_factors
 from klora.schedule import ALWAYS, Moment, Plan, Shares
@@ -29,7 +30,8 @@ class Planner:
     """Knows the shares of every layer at every moment. Nothing in it depends on time.
 
     ``layers`` are all that a LoRA of the cast changes, ``decided`` the places among them of those that the
-    rule decides, ``fixed`` the shares of the others, ``[layers, loras]``.
+    rule decides, ``fixed`` the shares of the others, ``[layers, loras]``, ``locked`` what the user decides
+    among the decided ones.
     """
 
     cast: Cast
@@ -38,6 +40,7 @@ class Planner:
     fixed: Numbers
     contest: Contest
     settings: Settings
+    locked: LockedLayers | None = None
 
     @property
     def rule(self) -> Rule:
@@ -55,16 +58,22 @@ class Planner:
         """The shares of all layers at a moment."""
         conditional = self.fixed.copy()
         if self.cast.has_pair and self.decided:
-            left_alone = self._left_alone()
-            conditional[list(self.decided), :2] = (
-                self.rule.shares(self.contest, moment) if left_alone is None else left_alone
-            )
+            conditional[list(self.decided), :2] = self._decide(moment)
         for place, member in enumerate(self.cast.members):
             factor = member.window.share(moment)
             if factor != 1:
                 conditional[:, place] *= factor
         conditional[~self._changes] = 1  # nothing to be done about it, so nothing that changes in time
         return Shares(conditional, self._unconditional(conditional, moment))
+
+    def _decide(self, moment: Moment) -> Numbers:
+        """The shares of content and style in the decided layers, ``[layers, 2]``: the rule's or the locks'."""
+        left_alone = self._left_alone()
+        if left_alone is None:
+            shares = self.rule.shares(self.contest, moment)
+        else:
+            shares = np.tile(left_alone, (self.contest.layers, 1))
+        return shares if self.locked is None else self.locked.over(shares)
 
     def _left_alone(self) -> tuple[float, float] | None:
         """The shares where one of the two weighs nothing at all, at weight 0 say: it leaves the contest."""
@@ -125,7 +134,8 @@ def make_planner(loras: Loras, cast: Cast, settings: Settings, progress: Progres
     """Score what the rule decides by, and set up a planner.
 
     ``progress`` wraps the layers to be scored, as tqdm does. Raises `PairError` if the rule contests layers
-    and the pair shares no attention layer, and `LoraFileError` if a delta is not finite.
+    and the pair shares no attention layer, `SettingsError` for locks of blocks that the model does not have,
+    and `LoraFileError` if a delta is not finite.
     """
     layers = tuple(loras.layers())
     fixed = np.ones((len(layers), len(cast.members)))
@@ -138,8 +148,9 @@ def make_planner(loras: Loras, cast: Cast, settings: Settings, progress: Progres
         _fix_other_layers(fixed, layers, decided, str(settings.values["other_layers"]))
     measures = settings.chosen_rule.measures(settings.values)
     contested = [layers[place] for place in decided]
+    locked = locked_layers(settings.chosen_rule, settings.values, [one.name for one in contested])
     contest = _contest(loras, contested, settings, measures, progress)
-    return Planner(cast, layers, decided, fixed, contest, settings)
+    return Planner(cast, layers, decided, fixed, contest, settings, locked)
 
 
 def _contest(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from klora.errors import SettingsError
 from klora.options import Setting, SettingValue, Values
+from klora.options.locks import NO_LOCKS, normal_locks
 from klora.rules import GUIDANCE, RULES, Rule, rule_named
 
 FIRST_IN_PROMPT = "first LoRA in the prompt"
@@ -150,6 +151,17 @@ _OWN: tuple[Setting, ...] = (
         before=NO_PRESET,
         check=lambda text: text or NO_PRESET,
     ),
+    Setting(
+        "locks",
+        "text",
+        "Locks",
+        NO_LOCKS,
+        "Blocks that you decide, whatever the rule says: in4=C mid=S out0-2=both, of transformers "
+        "double0-5=C single10=S. C is the content, S the style; both, none, or auto for the rule.",
+        scope="rule",
+        check=normal_locks,
+        advanced=True,
+    ),
 )
 
 
@@ -182,6 +194,7 @@ class Settings:
         guidance: str
         windows: bool
         preset: str
+        locks: str
 
     def __init__(self, **values: object) -> None:
         for name in values:

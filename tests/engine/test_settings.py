@@ -30,6 +30,8 @@ def values_of(setting: Setting) -> st.SearchStrategy[object]:
         return st.sampled_from([*setting.choices, "fox", "my LoRA, v1.2", "0.5"])
     if setting.name == "guidance":
         return st.one_of(st.sampled_from(["both", "content", "none"]), st.floats(1, 100).map(repr))
+    if setting.name == "locks":
+        return st.sampled_from(["auto", "in4=C mid=S out0-2=auto", "double0-5=c, single10=BOTH"])
     if setting.name == "beta":
         return st.one_of(st.just("auto"), st.floats(0, 1e9).map(repr))
     shares = st.floats(1e-6, 100).map(lambda share: f"{share!r}%")
