@@ -71,12 +71,16 @@ _MISTAKEN = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one version of a file on disk from the next: a replaced file has another identity."""
+    """What tells one version of a file on disk from the next: a replaced file has another identity.
+
+    ``rewritten`` tells what a transform has made of it in memory.
+    """
 
     size: int
     modified_ns: int
     inode: int
     device: int
+    rewritten: str = ""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
