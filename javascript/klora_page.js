@@ -247,13 +247,19 @@
 
     // ---- settings ----------------------------------------------------------------------------------
 
-    /** Only what has a say in the chosen rule is shown. */
+    /** Settings of a rule or a transform are shown while it is chosen. */
     function showRule(tab) {
-        const facts = factsOf(tab), needed = facts.rules[valueNamed(tab, "rule")];
-        const names = new Set(Object.values(facts.rules).flat());
-        for (const name of names) {
-            control(tab, name)?.classList.toggle("klora-unused", Boolean(needed) && !needed.includes(name));
+        const owned = new Set(), needed = new Set();
+        for (const [chooser, parts] of Object.entries(factsOf(tab).parts)) {
+            const chosen = valueNamed(tab, chooser);
+            for (const [name, settings] of Object.entries(parts)) {
+                for (const one of settings) {
+                    owned.add(one);
+                    if (name === chosen || !(chosen in parts)) needed.add(one);
+                }
+            }
         }
+        for (const name of owned) control(tab, name)?.classList.toggle("klora-unused", !needed.has(name));
     }
 
     function openAccordion(tab) {

@@ -75,6 +75,7 @@ class Identity:
 
     A copy may carry size and time of the file that it replaces; ``changed_ns``, the time of the last change
     of the file's entry on disk, is the system's own and cannot be carried along.
+    ``rewritten`` tells what a transform has made of it in memory.
     """
 
     size: int
@@ -82,6 +83,7 @@ class Identity:
     changed_ns: int
     inode: int
     device: int
+    rewritten: str = ""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:

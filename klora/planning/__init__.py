@@ -1,8 +1,9 @@
 """Where a plan is made: the cast, the scores of its pair, and the shares at each moment."""
 
 from klora.planning.cast import Cast, LayerView, Loras, Member
-from klora.planning.files import FilePair, check_base_models, plan_files, planner_of_files
+from klora.planning.files import FilePair, plan_files, planner_of_files
 from klora.planning.planner import Planner, make_planner
+from klora.planning.rewriting import check_base_models, rewritten
 from klora.planning.scoring import Progress, forget_scores, kept_scores, scores_of
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "make_planner",
     "plan_files",
     "planner_of_files",
+    "rewritten",
     "scores_of",
 ]

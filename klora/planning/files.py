@@ -9,10 +9,10 @@ from typing import TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from klora.errors import PairError
 from klora.files import LayerRows, LoraFile, LoraLayer, PairedLayer, pair_layers, read_lora
 from klora.planning.cast import Cast, LayerView
 from klora.planning.planner import Planner, make_planner
+from klora.planning.rewriting import check_base_models, rewritten
 from klora.schedule import Plan, evenly_spaced
 from klora.settings import Settings
 
@@ -56,20 +56,10 @@ def _both(pair: PairedLayer, form: Callable[[LoraLayer], Formed]) -> tuple[Forme
     return form(pair.content), form(pair.style)
 
 
-def check_base_models(content: LoraFile, style: LoraFile) -> None:
-    """Raise `PairError` if the two files are for base models that are known and differ."""
-    known = {content.base_model, style.base_model} - {"unknown"}
-    if len(known) > 1:
-        raise PairError(
-            f"{content.name} is made for {content.base_model} and {style.name} for {style.base_model}; "
-            "pick two LoRAs of the same base model."
-        )
-
-
 def planner_of_files(content: LoraFile, style: LoraFile, settings: Settings) -> Planner:
     """The planner of two files; raises `LoraFileError` and `PairError`."""
     return make_planner(
-        FilePair(content, style),
+        FilePair(*rewritten(content, style, settings)),
         Cast.of_pair(content.name, style.name),
         settings,
         lambda layers: tqdm(list(layers), desc="K-LoRA: scoring", unit="layer", leave=False, delay=1),

@@ -7,7 +7,7 @@ Settings, measures, UI, API, infotext, XYZ axes, command line and lab follow fro
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -15,7 +15,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from klora.options import Setting, Values
+from klora.options import Values
+from klora.rules.part import Part
 from klora.schedule import Moment
 from klora.scores import Scores
 
@@ -55,15 +56,10 @@ class Contest:
         return str(self.values[name])
 
 
-class Rule(ABC):
-    """One rule. ``name`` stands in saved pictures and presets: it is never changed."""
+class Rule(Part):
+    """One rule."""
 
-    name: ClassVar[str]
-    help: ClassVar[str]
-    source: ClassVar[str]
-    settings: ClassVar[tuple[Setting, ...]] = ()
     decides: ClassVar[Decides] = Decides.CONTESTED
-    is_for_lab_only: ClassVar[bool] = False
 
     def measures(self, values: Values) -> tuple[str, ...]:
         """Names of the measures (`klora.scores.MEASURES`) that it decides by; the first is the contest's."""
@@ -72,9 +68,6 @@ class Rule(ABC):
     def gamma(self, contest: Contest) -> float | None:
         """What puts the two LoRAs on one footing; ``None`` for a rule that has no such number."""
         return None
-
-    def check(self, values: Values) -> None:  # noqa: B027 - most have nothing to check
-        """Raise `SettingsError` if values do not go together."""
 
     @abstractmethod
     def shares(self, contest: Contest, moment: Moment) -> Numbers:

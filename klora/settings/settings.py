@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from klora.errors import SettingsError
 from klora.options import Setting, SettingValue, Values
 from klora.options.locks import NO_LOCKS, normal_locks
-from klora.rules import GUIDANCE, RULES, Rule, rule_named
+from klora.rules import GUIDANCE, PARTS, Part, Rule, Transform, rule_named, transform_named
 
 FIRST_IN_PROMPT = "first LoRA in the prompt"
 SECOND_IN_PROMPT = "second LoRA in the prompt"
@@ -44,6 +44,26 @@ def _weight(role: str) -> Setting:
         slider=(0, 2, 0.05),
     )
 
+
+def _part(name: str, label: str, default: str, help: str) -> Setting:
+    """The setting that chooses one of the parts under its name; pictures before it were made by the
+    default."""
+    offered = [part for part in PARTS[name] if not part.is_for_lab_only]
+    return Setting(
+        name,
+        "choice",
+        label,
+        default,
+        " ".join([help, *(f"{part.name}: {part.help}" for part in offered)]),
+        scope="rule",
+        choices=tuple(part.name for part in offered),
+        accepted=tuple(part.name for part in PARTS[name] if part.is_for_lab_only),
+        before=default,
+        advanced=True,
+    )
+
+
+_PARTS: tuple[Part, ...] = tuple(part for parts in PARTS.values() for part in parts)
 
 _OWN: tuple[Setting, ...] = (
     Setting(
@@ -105,19 +125,7 @@ _OWN: tuple[Setting, ...] = (
         scope="job",
         advanced=True,
     ),
-    Setting(
-        "rule",
-        "choice",
-        "Rule",
-        "K-LoRA",
-        "What decides how much of each LoRA a layer gets. "
-        + " ".join(f"{rule.name}: {rule.help}" for rule in RULES if not rule.is_for_lab_only),
-        scope="rule",
-        choices=tuple(rule.name for rule in RULES if not rule.is_for_lab_only),
-        accepted=tuple(rule.name for rule in RULES if rule.is_for_lab_only),
-        before="K-LoRA",
-        advanced=True,
-    ),
+    _part("rule", "Rule", "K-LoRA", "What decides how much of each LoRA a layer gets."),
     Setting(
         "balance",
         "number",
@@ -140,6 +148,12 @@ _OWN: tuple[Setting, ...] = (
         "steps alone. Works with K-LoRA on or off.",
         scope="job",
         advanced=True,
+    ),
+    _part(
+        "transform",
+        "Rewrite the pair",
+        "none",
+        "What both LoRAs are replaced by in memory before the rule decides, whatever the rule is.",
     ),
     Setting(
         "preset",
@@ -167,9 +181,9 @@ _OWN: tuple[Setting, ...] = (
 
 @cache
 def _declarations() -> tuple[Setting, ...]:
-    in_order = sorted(RULES, key=lambda rule: rule.is_for_lab_only)
-    of_rules = (setting for rule in in_order for setting in rule.settings)
-    declared = {setting.name: setting for setting in (*_OWN, *of_rules)}
+    in_order = sorted(_PARTS, key=lambda part: part.is_for_lab_only)
+    of_parts = (setting for part in in_order for setting in part.settings)
+    declared = {setting.name: setting for setting in (*_OWN, *of_parts)}
     order = dict.fromkeys((*_FIRST_ARGUMENTS, *declared))
     return tuple(declared[name] for name in order)
 
@@ -177,7 +191,8 @@ def _declarations() -> tuple[Setting, ...]:
 class Settings:
     """All settings of one job, valid by construction: a bad value raises `SettingsError`.
 
-    Every setting is an attribute, those of all rules included. Two settings with the same values are equal.
+    Every setting is an attribute, those of all rules and transforms included. Two settings with the same
+    values are equal.
     """
 
     if TYPE_CHECKING:
@@ -190,6 +205,7 @@ class Settings:
         mode: str
         show_plan: bool
         rule: str
+        transform: str
         balance: float
         guidance: str
         windows: bool
@@ -204,7 +220,8 @@ class Settings:
             for one in self.declarations()
         }
         object.__setattr__(self, "values", parsed)
-        self.chosen_rule.check(parsed)
+        for part in self._chosen_parts:
+            part.check(parsed)
 
     values: Values
 
@@ -233,8 +250,8 @@ class Settings:
 
     @staticmethod
     def offered() -> tuple[Setting, ...]:
-        """The settings that a user meets: all but those of rules for the lab, which come last."""
-        offered = {one for rule in RULES if not rule.is_for_lab_only for one in (*rule.settings, *_OWN)}
+        """The settings that a user meets: all but those of parts for the lab, which come last."""
+        offered = {*_OWN, *(one for part in _PARTS if not part.is_for_lab_only for one in part.settings)}
         return tuple(setting for setting in _declarations() if setting in offered)
 
     @classmethod
@@ -282,11 +299,21 @@ class Settings:
         """The rule itself."""
         return rule_named(str(self.values["rule"]))
 
+    @property
+    def chosen_transform(self) -> Transform:
+        """The transform itself."""
+        return transform_named(str(self.values["transform"]))
+
+    @property
+    def _chosen_parts(self) -> tuple[Part, ...]:
+        return (self.chosen_rule, self.chosen_transform)
+
     def shapes(self, setting: Setting) -> bool:
-        """Whether a setting has a say in what the chosen rule does."""
+        """Whether a setting has a say in what the chosen rule and transform do."""
         if setting.scope != "rule":
             return False
-        return setting in self.chosen_rule.settings or all(setting not in rule.settings for rule in RULES)
+        is_chosen = any(setting in part.settings for part in self._chosen_parts)
+        return is_chosen or all(setting not in part.settings for part in _PARTS)
 
 
 def rule_settings() -> tuple[Setting, ...]:

@@ -52,6 +52,12 @@ class Fusion:
             if place in decided or moving & layer.ranks.keys() or (planner.fixed[place] != 1).any()
         )
 
+    def plan_anew(self, progress: Progress = iter) -> None:
+        """Score the pair again, after the seam has exchanged it for another of the same layers and ranks."""
+        before = self.planner
+        self.planner = make_planner(self._seam, before.cast, before.settings, progress)
+        self._planned, self._applied = {}, None
+
     @contextmanager
     def sampling(self) -> Iterator[Fusion]:
         """Hold the cast back from the host inside; everything is given back on the way out."""

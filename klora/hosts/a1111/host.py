@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from klora.errors import PairError
-from klora.hosts.a1111.reading import fill_in
+from klora.hosts.a1111.reading import exchange, fill_in
 from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
+from klora.hosts.common.protocol import NOTHING_REWRITTEN
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.schedule import noise_progress
 from klora.weights import Seam
 
@@ -32,10 +34,17 @@ class A1111Host:
         is_patching = hasattr(getattr(networks, "originals", None), "Linear_forward")
         return is_patching and all(hasattr(networks, name) for name in (*READERS, "loaded_networks"))
 
-    def after_activation(self, p: Any, names: Collection[str]) -> None:
-        """The host has loaded its LoRAs: read those of ``names`` that it found nothing in."""
-        for network in _networks().loaded_networks:
+    def after_activation(
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+    ) -> None:
+        """The host has loaded its LoRAs: exchange those that are ``rewritten``, and read those of ``names``
+        that it found nothing in.
+        """
+        for network in list(_networks().loaded_networks):
             on_disk = network.network_on_disk
+            if on_disk.name in rewritten:
+                exchange(_networks(), network, rewritten[on_disk.name])
+                continue
             if on_disk.name not in names or _touches_denoiser(network):
                 continue
             if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):

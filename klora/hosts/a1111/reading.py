@@ -1,4 +1,5 @@
-"""LoRA files that A1111 finds nothing in (diffusers' ``lora.down``, PEFT), handed to it in kohya's dialect.
+"""LoRAs handed to A1111 in kohya's dialect: files that it finds nothing in (diffusers' ``lora.down``, PEFT),
+and what a transform has made of a file.
 
 Nothing is written to the user's disk: the host's own loader is called again, with the renamed tensors in
 place of the file's.
@@ -6,10 +7,14 @@ place of the file's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from klora.files import read_lora
 from klora.files.conversion import state_dict_in
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.common.stand_in import stand_in
 
 
@@ -19,13 +24,31 @@ def fill_in(networks: Any, network: Any) -> None:
     The network gets a name of its own, so that the host does not take layers that it "merged" when the
     network was empty for merged, and reads the file afresh as soon as K-LoRA does not ask for it.
     """
-    from modules import sd_models
-
     on_disk = network.network_on_disk
-    tensors = dict(state_dict_in(read_lora(on_disk.filename, name=on_disk.name), "kohya"))
-    with stand_in(sd_models, "read_state_dict", lambda *_arguments, **_keywords: tensors):
-        again = networks.load_network(network.name, on_disk)
+    again = _loaded(networks, network, state_dict_in(read_lora(on_disk.filename, name=on_disk.name), "kohya"))
     for module in again.modules.values():
         module.network = network  # that is where modules look up their multiplier
     network.modules = again.modules
     network.name = f"{network.name} (read by K-LoRA)"
+
+
+def exchange(networks: Any, network: Any, rewritten: RewrittenLora) -> None:
+    """Put a network of other numbers in the place of a loaded one, until the host loads its list again.
+
+    The host's own, which it may keep in memory, stays as it is. The new one has a name of its own, which the
+    host compares to see what is merged.
+    """
+    again = _loaded(networks, network, rewritten.tensors)
+    for name in ("te_multiplier", "unet_multiplier", "dyn_dim", "mentioned_name", "bundle_embeddings"):
+        setattr(again, name, getattr(network, name))
+    again.name = f"{network.name} ({rewritten.mark})"
+    place = next(place for place, one in enumerate(networks.loaded_networks) if one is network)
+    networks.loaded_networks[place] = again
+
+
+def _loaded(networks: Any, network: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What the host's loader makes of a network's file if these are its tensors."""
+    from modules import sd_models
+
+    with stand_in(sd_models, "read_state_dict", lambda *_arguments, **_keywords: dict(tensors)):
+        return networks.load_network(network.name, network.network_on_disk)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol
 
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.weights import Seam
+
+NOTHING_REWRITTEN: Mapping[str, RewrittenLora] = MappingProxyType({})
 
 
 class WebUIHost(Protocol):
@@ -14,10 +18,13 @@ class WebUIHost(Protocol):
 
     name: str
 
-    def after_activation(self, p: Any, names: Collection[str]) -> None:
+    def after_activation(
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+    ) -> None:
         """The host has loaded the LoRAs of a pass, and has not yet encoded the prompt.
 
-        Here an adapter reads the LoRAs of ``names`` that the host itself could not make sense of.
+        Here an adapter reads the LoRAs of ``names`` that the host itself could not make sense of, and puts
+        those that are ``rewritten`` in the place of the host's own, until it activates LoRAs again.
         """
         ...
 

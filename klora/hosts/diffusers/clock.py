@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from klora.errors import HostError
 from klora.hosts.diffusers.seam import denoiser_of
@@ -19,17 +19,30 @@ from klora.weights.branch import BatchRows
 _BATCHING = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel"})
 
 
+class BeforeFirst(Protocol):
+    """What is to be done before the first forward, with the arguments that it is about to get."""
+
+    def __call__(
+        self, denoiser: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> None: ...
+
+
 @contextmanager
-def clock(pipe: Any, fusion: Fusion, rows: BatchRows) -> Iterator[None]:
+def clock(
+    pipe: Any, fusion: Fusion, rows: BatchRows, before_first: BeforeFirst | None = None
+) -> Iterator[None]:
     """While inside, call ``fusion.at`` before each forward, and tell ``rows`` which are unconditional."""
     passes: list[_Pass] = []
+    waiting = [before_first] if before_first is not None else []
     wants_rows = fusion.planner.cast.has_pair and fusion.planner.settings.guidance != BOTH
 
-    def before_call(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def before_call(denoiser: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        while waiting:
+            waiting.pop()(denoiser, arguments, keywords)
         told = keywords["timestep"] if "timestep" in keywords else arguments[1]
         timestep = float(told.flatten()[0]) if hasattr(told, "flatten") else float(told)
         if wants_rows:
-            _tell_rows(pipe, rows, _batch(arguments, keywords))
+            _tell_rows(pipe, rows, batch_of(arguments, keywords))
         if not passes or passes[-1].is_over(timestep):
             passes.append(_Pass(pipe, timestep))
         passes[-1].advance(fusion, timestep)
@@ -41,10 +54,25 @@ def clock(pipe: Any, fusion: Fusion, rows: BatchRows) -> Iterator[None]:
         handle.remove()
 
 
-def _batch(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
+def batch_of(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
+    """How many rows a call of the denoiser has."""
     name = "sample" if "sample" in keywords else "hidden_states"
     sample: Tensor = arguments[0] if arguments else keywords[name]
     return int(sample.shape[0])
+
+
+def first_conditional_row(pipe: Any, batch: int) -> int | None:
+    """Where the conditional rows of a batch begin, 0 if there are no others; ``None`` if nobody tells."""
+    if not hasattr(pipe, "do_classifier_free_guidance"):
+        return None
+    if _guidance_scale(pipe) is None:
+        return 0
+    # Guidance by an image or by perturbed attention has a third part of the batch.
+    has_third_part = hasattr(pipe, "image_guidance_scale") or getattr(
+        pipe, "do_perturbed_attention_guidance", False
+    )
+    is_known = type(denoiser_of(pipe)).__name__ in _BATCHING and not has_third_part
+    return batch // 2 if is_known and batch % 2 == 0 else None
 
 
 def _guidance_scale(pipe: Any) -> float | None:
@@ -55,21 +83,13 @@ def _guidance_scale(pipe: Any) -> float | None:
 
 
 def _tell_rows(pipe: Any, rows: BatchRows, batch: int) -> None:
-    name = type(denoiser_of(pipe)).__name__
-    tells = hasattr(pipe, "do_classifier_free_guidance")
-    if tells and _guidance_scale(pipe) is None:
-        rows.tell(batch, ())
-        return
-    # Guidance by an image or by perturbed attention has a third part of the batch.
-    has_third_part = hasattr(pipe, "image_guidance_scale") or getattr(
-        pipe, "do_perturbed_attention_guidance", False
-    )
-    if not tells or name not in _BATCHING or batch % 2 or has_third_part:
+    first = first_conditional_row(pipe, batch)
+    if first is None:
         raise HostError(
-            f"K-LoRA does not know which rows of {type(pipe).__name__}'s {name} belong to the negative side "
-            "of the guidance; set guidance to both."
+            f"K-LoRA does not know which rows of {type(pipe).__name__}'s {type(denoiser_of(pipe)).__name__} "
+            "belong to the negative side of the guidance; set guidance to both."
         )
-    rows.tell(batch, ((0, batch // 2),))
+    rows.tell(batch, ((0, first),))
 
 
 class _Pass:

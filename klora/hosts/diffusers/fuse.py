@@ -12,9 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from klora.files import LoraFile, read_lora
+from klora.hosts.diffusers.calibration import Calibrated
 from klora.hosts.diffusers.clock import clock
 from klora.hosts.diffusers.seam import PipelineSeam, WeightedFile
-from klora.planning import Cast, Member, check_base_models
+from klora.planning import Cast, Member, check_base_models, rewritten
 from klora.schedule import ALWAYS, Window
 from klora.schedule.window_text import read_window
 from klora.settings import Settings
@@ -51,6 +52,7 @@ def fuse(
     content_window: str = "",
     style_window: str = "",
     others: Sequence[TimedLora] = (),
+    calibrate_with: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Fusion]:
     """Fuse a content LoRA and a style LoRA into a diffusers pipeline by the rule of the settings.
 
@@ -59,6 +61,11 @@ def fuse(
     layer gets its shares at each step of whatever sampling is run inside the block; in the text encoders
     both are added. The windows say in which steps a LoRA takes part; ``others`` are added beside the pair.
     On the way out all weights are the original Parameter objects again.
+
+    A transform (setting ``transform``) replaces the pair first. SSR runs the first step twice more, with
+    content alone and with style alone, before the first sampling; ``calibrate_with`` are keyword arguments of
+    the denoiser for these two, such as ``{"encoder_hidden_states": embeddings}`` of each LoRA's own prompt.
+    Without them both see the picture's.
 
     The `Fusion` that is yielded tells afterwards what was applied where: ``fusion.plan()``. Raises
     `KloraError` before anything is changed if the files, the pair or the pipeline will not do.
@@ -69,7 +76,7 @@ def fuse(
         TimedLora(content, settings.content_weight, content_window),
         TimedLora(style, settings.style_weight, style_window),
     )
-    with _applied(pipe, (*pair, *others), settings, has_pair=True) as fusion:
+    with _applied(pipe, (*pair, *others), settings, calibrate_with) as fusion:
         yield fusion
 
 
@@ -85,13 +92,21 @@ def add_timed(pipe: Any, loras: Sequence[TimedLora]) -> Iterator[Fusion]:
 
 @contextmanager
 def _applied(
-    pipe: Any, loras: Sequence[TimedLora], settings: Settings, *, has_pair: bool
+    pipe: Any,
+    loras: Sequence[TimedLora],
+    settings: Settings,
+    calibrate_with: Sequence[Mapping[str, Any]] = (),
+    *,
+    has_pair: bool = True,
 ) -> Iterator[Fusion]:
     files = [lora.read() for lora in loras]
-    if has_pair:
-        check_base_models(*files[:2])
     for file in files:
         _say_what_is_left_out(file)
+    needs_calibration = has_pair and settings.chosen_transform.needs_calibration
+    if has_pair:
+        check_base_models(*files[:2])
+    if has_pair and not needs_calibration:
+        files[:2] = rewritten(files[0], files[1], settings)
     weighted = [WeightedFile(file, lora.weight) for file, lora in zip(files, loras, strict=True)]
     seam = PipelineSeam(pipe, weighted)
     members = tuple(Member(file.name, lora.span()) for file, lora in zip(files, loras, strict=True))
@@ -101,7 +116,10 @@ def _applied(
         settings,
         lambda layers: tqdm(list(layers), desc="K-LoRA: scoring", leave=False, delay=1),
     )
-    with fusion.sampling(), clock(pipe, fusion, seam.branches.rows):
+    calibrated = None
+    if needs_calibration:
+        calibrated = Calibrated(pipe, seam, fusion, (files[0], files[1]), calibrate_with)
+    with fusion.sampling(), clock(pipe, fusion, seam.branches.rows, calibrated):
         yield fusion
 
 

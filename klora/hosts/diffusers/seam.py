@@ -40,6 +40,7 @@ class PipelineSeam:
         self._modules: dict[str, nn.Module] = {}
         self._originals: dict[str, nn.Parameter] = {}
         self._biases: dict[str, nn.Parameter | None] = {}
+        self._driven: frozenset[str] = frozenset()
         self._layers = tuple(self._found(weighted.file) for weighted in files)
 
     def _found(self, file: LoraFile) -> dict[str, LoraLayer]:
@@ -116,11 +117,9 @@ class PipelineSeam:
         """Apply what is no contest while inside; put every original Parameter back on the way out."""
         self._originals = {name: _parameter(module) for name, module in self._modules.items()}
         self._biases = {name: self._modules[name].bias for name in self._with_bias()}  # type: ignore[misc]
+        self._driven = frozenset(layers)
         try:
-            driven = set(layers)
-            for name in self._modules:
-                if name not in driven:
-                    self._merge(name, (1.0,) * len(self._files))
+            self._apply_to_the_others()
             yield
         finally:
             self.branches.clear()
@@ -129,6 +128,38 @@ class PipelineSeam:
             for name, bias in self._biases.items():
                 self._modules[name].register_parameter("bias", bias)
             self._originals, self._biases = {}, {}
+
+    def _apply_to_the_others(self) -> None:
+        """Add all files in the layers that no share is told for."""
+        for name in self._modules:
+            if name not in self._driven:
+                self._merge(name, (1.0,) * len(self._files))
+
+    def apply_alone(self, place: int) -> None:
+        """Apply one LoRA by its weight in the whole denoiser, and nothing else, until `exchange_pair`."""
+        for layer in self.layers():
+            shares = tuple(float(one == place) for one in range(len(self._files)))
+            self._merge(layer.name, shares)
+            self._branch(layer.name, LayerShares(shares))
+
+    def exchange_pair(self, content: LoraFile, style: LoraFile) -> None:
+        """Go on with other files for the pair, of the same layers and ranks; shares are to be told anew."""
+        pair = (
+            WeightedFile(file, before.weight)
+            for file, before in zip((content, style), self._files[:2], strict=True)
+        )
+        self._files = (*pair, *self._files[2:])
+        self._layers = tuple(self._found(weighted.file) for weighted in self._files)
+        self._apply_to_the_others()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights of the LoRAs."""
+        return tuple(one.weight for one in self._files)
+
+    def module(self, layer: str) -> nn.Module:
+        """The layer itself."""
+        return self._modules[layer]
 
     def _with_bias(self) -> set[str]:
         """The layers whose bias a file changes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +11,8 @@ from klora.errors import PairError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
 from klora.hosts.common.checks import check_base_model, loaded_family
+from klora.hosts.common.protocol import NOTHING_REWRITTEN
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.reading import read_again
 from klora.hosts.forge_family.seam import FamilySeam
@@ -39,26 +41,34 @@ class FamilyHost(ABC):
     def predictor(self, sampler: Any) -> Any:
         """The model's own schedule, if the sampler gives the denoiser sigmas; ``None`` for timesteps."""
 
-    def after_activation(self, p: Any, names: Collection[str]) -> None:
-        """The host has loaded its LoRAs: let it read what it missed; in the middle of a pass, follow it."""
+    def after_activation(
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+    ) -> None:
+        """The host has loaded its LoRAs: let it read what it missed, or what is ``rewritten``; in the middle
+        of a pass, follow it.
+        """
         seam: FamilySeam | None = getattr(p, _SEAM, None)
         if seam is None or not seam.is_sampling:
-            self.read(p, names)
+            self.read(p, names, rewritten)
             return
-        error = attempted(lambda: self._follow(p, names, seam))
+        error = attempted(lambda: self._follow(p, names, rewritten, seam))
         if error is not None:
             seam.fail(p.sd_model.forge_objects.unet, error)
 
-    def _follow(self, p: Any, names: Collection[str], seam: FamilySeam) -> None:
-        self.read(p, names)
+    def _follow(
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], seam: FamilySeam
+    ) -> None:
+        self.read(p, names, rewritten)
         denoiser = self.denoiser(p.sd_model, seam.paths)
         if denoiser is not None:
             p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
 
-    def read(self, p: Any, names: Collection[str]) -> None:
-        """Let the host read those of ``names`` that it missed; raises `LoraFileError`."""
+    def read(
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+    ) -> None:
+        """Let the host read what it missed of ``names`` and what is rewritten; raises `LoraFileError`."""
         cast = [known for known in map(library.find, names) if known is not None]
-        read_again(p, cast, lambda path: self.is_understood(p.sd_model, path))
+        read_again(p, cast, lambda path: self.is_understood(p.sd_model, path), rewritten)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""

@@ -8,8 +8,9 @@ with renamed tensors in place of the file's.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +19,10 @@ from klora.files import Identity, read_lora
 from klora.files.conversion import state_dict_in
 from klora.hosts.common.checks import checked_base_model, takes
 from klora.hosts.common.library import KnownLora
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.common.stand_in import stand_in
 
-#: Path -> what the file was that the host read last at K-LoRA's bidding.
+#: Path -> what the file was, and what it was rewritten to, that the host read last at our bidding.
 _seen: dict[str, Identity] = {}
 
 #: The function with which the host's ``networks`` reads a file; the first that is there.
@@ -29,35 +31,48 @@ _READERS = ("load_lora_state_dict", "load_torch_file")
 _CONDS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
 
-def read_again(p: Any, cast: Collection[KnownLora], is_understood: Callable[[str], bool]) -> None:
+def read_again(
+    p: Any,
+    cast: Collection[KnownLora],
+    is_understood: Callable[[str], bool],
+    rewritten: Mapping[str, RewrittenLora],
+) -> None:
     """Let the host read what it has missed of ``cast``, whose LoRAs it has just loaded for a pass of ``p``.
 
-    ``is_understood`` tells of a path whether the host has made anything of it. Raises `LoraFileError`.
+    ``is_understood`` tells of a path whether the host has made anything of it; ``rewritten`` are by name
+    those of which a transform has made something else. Raises `LoraFileError`.
     """
-    if [one for one in cast if _is_new(one.path)]:
+    marks = {one.path: rewritten[one.name].mark if one.name in rewritten else "" for one in cast}
+    if [path for path, mark in marks.items() if _is_new(path, mark)]:
         _forget_merged(p.sd_model)
-        _activate(p, {})
-    converted = {
-        one.path: dict(state_dict_in(read_lora(one.path, name=one.name), "kohya"))
-        for one in cast
-        if not is_understood(one.path) and _is_for(p.sd_model, one)
-    }
-    if converted:
-        _activate(p, converted)
+        _activate(p, {}, {})
+    read = {one.path: rewritten[one.name].tensors for one in cast if one.name in rewritten}
+    for one in cast:
+        if one.path not in read and not is_understood(one.path) and _is_for(p.sd_model, one):
+            read[one.path] = state_dict_in(read_lora(one.path, name=one.name), "kohya")
+    if read:
+        _activate(p, {path: dict(tensors) for path, tensors in read.items()}, marks)
         # So that the host reads the file by itself again as soon as K-LoRA does not ask for it.
         p.sd_model.current_lora_hash += " (read by K-LoRA)"
+
+
+def mark_of(path: str) -> str:
+    """What tells the numbers that stand for a file in the host from those on disk; empty if these do."""
+    return _seen[path][-1] if path in _seen else ""
 
 
 def _is_for(model: Any, lora: KnownLora) -> bool:
     return takes(model, checked_base_model(lora.path, lora.name))
 
 
-def _is_new(path: str) -> bool:
-    """Whether the file was replaced since the host read it here, or was never read here."""
+def _is_new(path: str, mark: str) -> bool:
+    """Whether the file was replaced or rewritten otherwise since the host read it here, or was never read
+    here."""
     try:
         state = Identity.at(path)
     except OSError:
         return False  # the host says it better
+    state = replace(state, rewritten=mark)
     is_new = _seen.get(path) != state
     _seen[path] = state
     return is_new
@@ -72,18 +87,45 @@ def _forget_merged(model: Any) -> None:
             loader.loaded_hash = "a LoRA file was replaced"
 
 
-def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]], marks: Mapping[str, str]) -> None:
     """Run the host's activation of LoRAs once more, and forget texts that were encoded without it."""
     from modules import extra_networks
 
     data = getattr(p, "hr_extra_network_data", None) if getattr(p, "is_hr_pass", False) else None
     tags = (p.extra_network_data if data is None else data)["lora"]
     p.sd_model.current_lora_hash = ""
-    with _read_as(importlib.import_module("networks"), converted):
+    networks = importlib.import_module("networks")
+    with _read_as(networks, converted), _marked(networks, marks):
         extra_networks.extra_network_registry["lora"].activate(p, tags)
     for name in _CONDS:
         if hasattr(p, name):
             setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
+
+
+class _MarkedPath(str):
+    """The path of a rewritten LoRA: the same path, but what the host writes down of it to compare differs."""
+
+    mark: str
+
+    def __repr__(self) -> str:
+        return repr(f"{self} ({self.mark})")
+
+
+@contextmanager
+def _marked(networks: Any, marks: Mapping[str, str]) -> Iterator[None]:
+    """Let the host find rewritten files under marked paths, so that it never takes their numbers, merged or
+    in a list, for those of the file."""
+    entries = [one for one in networks.available_networks.values() if marks.get(one.filename)]
+    before = [one.filename for one in entries]
+    for one in entries:
+        marked = _MarkedPath(one.filename)
+        marked.mark = marks[one.filename]
+        one.filename = marked
+    try:
+        yield
+    finally:
+        for one, filename in zip(entries, before, strict=True):
+            one.filename = filename
 
 
 def _read_as(networks: Any, converted: Mapping[str, Mapping[str, Tensor]]) -> AbstractContextManager[None]:

@@ -22,6 +22,7 @@ from klora.files import Identity
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import changed_layers
+from klora.hosts.forge_family.reading import mark_of
 from klora.hosts.forge_family.regions import Region, Regions
 from klora.hosts.forge_family.side_branches import SideBranches
 from klora.hosts.forge_family.storage import shape_of
@@ -76,7 +77,7 @@ class FamilySeam:
 
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
-        states = tuple((path, Identity.at(path)) for path in self.paths[:2])
+        states = tuple((path, Identity.at(path), mark_of(path)) for path in self.paths[:2])
         return (self._checkpoint, states, *map(self._denoiser.patches.strengths, range(len(states))))
 
     # --- Withholding and applying -----------------------------------------------------------------------

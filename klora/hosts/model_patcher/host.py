@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from klora.errors import HostError
+from klora.hosts.common.protocol import NOTHING_REWRITTEN
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family import FamilyHost, Patches
 from klora.hosts.forge_family.seam import FamilySeam
 from klora.hosts.model_patcher import files
@@ -44,14 +46,16 @@ class ModelPatcherHost(FamilyHost):
             lacking.append(" or ".join(f"{module}.{name}" for module, name in _MERGES.items()))
         return lacking
 
-    def read(self, p: Any, names: Collection[str]) -> None:
+    def read(
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+    ) -> None:
         """As the family does, but note before which file puts what on the denoiser."""
         networks = importlib.import_module("networks")
         if not files.is_watched(networks):
             files.watch(networks)
             _unwatch_on_reload(networks)
             _load_again(p)
-        super().read(p, names)
+        super().read(p, names, rewritten)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """As the family does; raises `HostError` if there will be a refiner that cannot be followed."""

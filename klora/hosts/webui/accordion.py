@@ -17,7 +17,7 @@ from klora.errors import HostError
 from klora.hosts.common import library
 from klora.hosts.webui import infotext, preset_controls
 from klora.hosts.webui.wiring import BUTTONS, Page, wire
-from klora.rules import RULES
+from klora.rules import PARTS
 from klora.settings import Setting, Settings
 
 ElementId = Callable[[str], str]
@@ -70,7 +70,7 @@ def build(is_img2img: bool, elem_id: ElementId) -> Accordion:
 
 
 def _is_folded(setting: Setting) -> bool:
-    return setting.advanced or any(setting in rule.settings for rule in RULES)
+    return setting.advanced or any(setting in part.settings for parts in PARTS.values() for part in parts)
 
 
 def _intro(enabled: Setting, page: Page) -> None:
@@ -81,7 +81,7 @@ def _intro(enabled: Setting, page: Page) -> None:
         "aliases": _aliases(),
         "ids": {one.name: page.elem_id(one.name) for one in Settings.offered()},
         "order": [one.name for one in Settings.offered()],
-        "rules": _rules(),
+        "parts": _parts(),
         "buttons": {name: page.elem_id(name) for name in BUTTONS},
         "tools": {name: page.elem_id(name) for name in ("swap", "refresh")},
         "notes": page.elem_id("notes"),
@@ -96,11 +96,13 @@ def _intro(enabled: Setting, page: Page) -> None:
     )
 
 
-def _rules() -> dict[str, list[str]]:
-    """Rule -> the settings that have a say in it."""
-    offered = [rule.name for rule in RULES if not rule.is_for_lab_only]
+def _parts() -> dict[str, dict[str, list[str]]]:
+    """The settings that choose a part -> each part's name -> the settings that it alone reads."""
     return {
-        name: [one.name for one in Settings.offered() if Settings(rule=name).shapes(one)] for name in offered
+        chooser: {
+            part.name: [one.name for one in part.settings] for part in parts if not part.is_for_lab_only
+        }
+        for chooser, parts in PARTS.items()
     }
 
 

@@ -5,7 +5,7 @@ The state of a job lives on this object, which hangs on ``p``; nothing outlives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
 from klora.hosts.common.presence import unusable
 from klora.hosts.common.protocol import WebUIHost
+from klora.hosts.common.rewriting import RewrittenLora, rewritten_loras
 from klora.hosts.webui import axes, infotext, pair_tags, preset_shelf, prompts, windows
 from klora.hosts.webui.bracket import Pass, bracket, refuse
 from klora.hosts.webui.roles import Roles, assign, tags_in
@@ -110,6 +111,7 @@ class Job:
         self._reads_windows = reads_windows
         self._error = error
         self._fallback: str | None = None
+        self._rewritten: tuple[Hashable, Mapping[str, RewrittenLora]] = (None, {})
         self._first = _PassCast(settings)
         self._hires = _PassCast(settings)
 
@@ -178,7 +180,21 @@ class Job:
         told = self._cast_of(p)
         is_off = told.settings is not None and told.settings.mode == "off"
         if told.names and not is_off:
-            self._try(p, lambda: this_host().after_activation(p, told.names))
+            self._try(p, lambda: this_host().after_activation(p, told.names, self._rewritten_for(p)))
+
+    def _rewritten_for(self, p: Any) -> Mapping[str, RewrittenLora]:
+        """What the transform makes of the pair of this pass; the same for all batches with the same pair."""
+        told = self._cast_of(p)
+        roles, settings = told.roles, told.settings
+        if not self._fuses_pair(p) or settings is None or roles is None:
+            return {}
+        content, style = (library.find(name) if name else None for name in (roles.content, roles.style))
+        if content is None or style is None:
+            return {}
+        key = (content.path, style.path, settings)
+        if key != self._rewritten[0]:
+            self._rewritten = (key, rewritten_loras(content, style, settings))
+        return self._rewritten[1]
 
     def _cast_of(self, p: Any) -> _PassCast:
         return self._hires if getattr(p, "is_hr_pass", False) else self._first

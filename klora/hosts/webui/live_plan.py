@@ -15,7 +15,7 @@ from klora.hosts.common.boundary import attempted
 from klora.hosts.webui import pair_tags, roles, windows
 from klora.hosts.webui.plan_data import plan_data
 from klora.hosts.webui.preset_shelf import truly_named
-from klora.planning import Cast, FilePair, LayerView, Member, make_planner
+from klora.planning import Cast, FilePair, LayerView, Member, make_planner, rewritten
 from klora.schedule import ALWAYS, Moment, evenly_spaced
 from klora.settings import Settings
 
@@ -70,8 +70,9 @@ def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, An
     pair = (cast.content, cast.style)
     members = Cast(tuple(Member(name, found.get(name, ALWAYS)) for name in pair))
     with _one_at_a_time:
-        files = [read_kept(known(name).path) for name in pair]
-        planner = make_planner(FilePair(*files), members, settings, _counted)
+        content, style = (read_kept(known(name).path) for name in pair)
+        files = FilePair(*rewritten(content, style, settings))
+        planner = make_planner(files, members, settings, _counted)
     plan = plan_data(planner.plan(_moments(asked)), settings)
     return {**plan, "preset": truly_named(settings).preset}
 
