@@ -58,7 +58,7 @@ def read_again(
 
 def mark_of(path: str) -> str:
     """What tells the numbers that stand for a file in the host from those on disk; empty if these do."""
-    return _seen[path][-1] if path in _seen else ""
+    return _seen[path].rewritten if path in _seen else ""
 
 
 def _is_for(model: Any, lora: KnownLora) -> bool:
