@@ -13,7 +13,7 @@ from tests.hosts.share_cases import PAIR, check_guidance, constant
 from tests.hosts.test_neo_models import FLUX, gguf, stored  # noqa: F401 - fixtures
 
 WEAKER = "a cat <lora:content-sd1-a:0.6><lora:style-sd1-a:0.9>"
-REFINED = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
+REFINED: dict[str, Any] = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
 
 #: What a branch's factors and a merged weight may differ by in a storage of 8 bits: one is rounded, one not.
 ROUNDING = 0.1

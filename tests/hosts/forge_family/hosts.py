@@ -6,6 +6,7 @@ layers apply them in each forward, when it loads the patcher for a pass.
 
 from __future__ import annotations
 
+import functools
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -138,15 +139,15 @@ class ForgeLoader:
                 wanted.setdefault((name, is_online), []).extend(patches)
         for (name, is_online), patches in wanted.items():
             path, _, leaf = name.rpartition(".")
-            layer = self.model.get_submodule(path)
+            owner: Any = self.model.get_submodule(path)
             if is_online:
-                if layer not in self.online:
-                    layer.forge_online_loras = {}  # type: ignore[assignment]
-                layer.forge_online_loras[leaf] = patches  # type: ignore[index,operator]
-                self.online.append(layer)
+                if owner not in self.online:
+                    owner.forge_online_loras = {}
+                owner.forge_online_loras[leaf] = patches
+                self.online.append(owner)
                 continue
-            self.backup[name] = getattr(layer, leaf)
-            weight = getattr(layer, leaf)
+            self.backup[name] = getattr(owner, leaf)
+            weight = getattr(owner, leaf)
             put(self.model, name, self.merging(patches, weight.clone(), name))
         self.loaded_hash = hashes
 
@@ -257,10 +258,10 @@ class Patcher:
         self.backup.clear()
         for module in self.model.modules():
             if isinstance(module, HostLayer):
-                module.weight_function, module.bias_function = [], []  # type: ignore[attr-defined]
+                module.weight_function, module.bias_function = [], []
         for name in self.patches:
             if self._is_on_the_fly(name):
-                self._extend(name, [lambda weight, name=name: self._applied(weight, name)])
+                self._extend(name, [functools.partial(self._applied, name)])
             else:
                 self.patch_weight_to_device(name)
         for name, functions in self.weight_wrapper_patches.items():
@@ -270,7 +271,7 @@ class Patcher:
     def _is_on_the_fly(self, name: str) -> bool:
         return False
 
-    def _applied(self, weight: Tensor, name: str) -> Tensor:
+    def _applied(self, name: str, weight: Tensor) -> Tensor:
         return self.merging(self.patches[name], weight.clone(), name, weight.dtype)
 
     def _extend(self, name: str, functions: Sequence[Callable[[Tensor], Tensor]]) -> None:
@@ -356,11 +357,10 @@ class FakeWebUI:
     def checkpoint(self, seed: int) -> Any:
         """A checkpoint that was read into a model of its own; it becomes the loaded one."""
         model: Any = Model(seed)
-        model.merge = self.merging
         for layer in model.modules():
             if isinstance(layer, HostLayer):
-                layer.merge = self.merging  # type: ignore[method-assign]
-                layer.weight_function, layer.bias_function = [], []  # type: ignore[attr-defined]
+                layer.merge = self.merging
+                layer.weight_function, layer.bias_function = [], []
         if self.kind.is_packed:
             _pack(model)
         if self.is_forge:
@@ -486,7 +486,7 @@ class FakeWebUI:
 
 
 def _dequantized(weight: Tensor) -> Tensor:
-    return weight.dequantize_as_pytorch_parameter() if hasattr(weight, "gguf_cls") else weight  # type: ignore[attr-defined,no-any-return]
+    return weight.dequantize_as_pytorch_parameter() if isinstance(weight, Packed) else weight
 
 
 class Packed(nn.Parameter):

@@ -48,6 +48,10 @@ class HostLayer:
 
     weight: Any
     bias: Any
+    weight_function: list[Any]
+    bias_function: list[Any]
+    #: The host's function: (patches, weight, name, dtype) -> the weight with the patches.
+    merge: Any
 
     def numbers(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as they are multiplied."""
@@ -55,18 +59,14 @@ class HostLayer:
         found = []
         for leaf in ("weight", "bias"):
             value = getattr(self, leaf)
-            if value is not None and hasattr(value, "gguf_cls"):
+            if hasattr(value, "gguf_cls"):
                 value = value.dequantize_as_pytorch_parameter()
             if leaf in lists:
                 value = self.merge(lists[leaf], value.clone(), leaf, value.dtype)
-            for function in getattr(self, f"{leaf}_function", ()):
+            for function in getattr(self, f"{leaf}_function", []):
                 value = function(value)
             found.append(value)
         return found[0], found[1]
-
-    def merge(self, patches: Any, weight: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-        """The host's function; set by the host."""
-        raise NotImplementedError
 
 
 class HostLinear(HostLayer, nn.Linear):
@@ -101,7 +101,8 @@ class Denoiser(nn.Module):
         tokens = tokens + self._at(OUT)(torch.tanh(q) * k + v)
         tokens = tokens + self._at(f"{BLOCK}.ff.net.2")(tokens.repeat(1, 1, 4))
         q, k, v = self._at(FUSED)(tokens).chunk(3, dim=-1)
-        return tokens + self._at("double_blocks.0.img_attn.proj")(torch.tanh(q * k) + v)
+        made: Tensor = tokens + self._at("double_blocks.0.img_attn.proj")(torch.tanh(q * k) + v)
+        return made
 
     def _at(self, path: str) -> Any:
         return self.get_submodule(path)

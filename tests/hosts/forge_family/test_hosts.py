@@ -39,7 +39,7 @@ forge_and_neo = pytest.mark.parametrize("kind", [Kind(FORGE), Kind(NEO)], ids=st
 
 @plain
 def test_each_host_is_told_by_what_it_can(webui: FakeWebUI) -> None:
-    assert type(this_host()) is type(webui.adapter)
+    assert isinstance(this_host(), type(webui.adapter))
     assert ForgeHost.is_here() == webui.is_forge
     assert ModelPatcherHost.is_here() == (not webui.is_forge)
 
@@ -199,7 +199,7 @@ def test_rows_that_nobody_tells_are_refused_only_where_they_matter(
 @plain
 def test_weights_in_whole_numbers_are_refused_when_they_are_to_change(webui: FakeWebUI) -> None:
     name = f"diffusion_model.{FUSED}"
-    layer = webui.model.get_submodule(name)
+    layer: Any = webui.model.get_submodule(name)
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
     p = webui.job(fox=1.0, ink=1.0)
     webui.adapter.after_activation(p, ("fox", "ink"))

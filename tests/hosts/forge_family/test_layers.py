@@ -85,7 +85,10 @@ def test_regions_of_a_fused_parameter(tmp_path: Path) -> None:
     found = regions.of_parameter(WEIGHT, 24)
     assert found[0].rows is None
     assert {one.shares for one in found} == {(0.5, 0.0), (1.0, 1.0)}
-    whole = {(0.5, 0.0): torch.full((24, 1), 5.0), (1.0, 1.0): torch.full((24, 1), 1.0)}
+    whole: dict[tuple[float, ...], torch.Tensor] = {
+        (0.5, 0.0): torch.full((24, 1), 5.0),
+        (1.0, 1.0): torch.full((24, 1), 1.0),
+    }
     made = assembled(found, lambda shares: whole[shares].clone()).flatten().tolist()
     assert made == [5.0] * 8 + [1.0] * 8 + [5.0] * 8
 

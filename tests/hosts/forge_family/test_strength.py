@@ -22,8 +22,9 @@ def host_of(strength: int, of_base: int) -> Any:
 
     def added(patch: Any, name: str) -> Tensor:
         assert name == NAME
-        delta = next(member for member in patch if isinstance(member, Tensor))
-        return torch.zeros(2, 2) * patch[of_base] + patch[strength] * delta
+        delta: Tensor = next(member for member in patch if isinstance(member, Tensor))
+        found: Tensor = torch.zeros(2, 2) * patch[of_base] + patch[strength] * delta
+        return found
 
     return added
 
@@ -55,7 +56,8 @@ def test_the_host_is_asked_once_for_each_layout() -> None:
 
     def added(patch: Any, name: str) -> Tensor:
         asked.append(patch)
-        return host_of(0, 2)(patch, name)
+        found: Tensor = host_of(0, 2)(patch, name)
+        return found
 
     strengths = Strengths(added)
     assert strengths.times((1.0, DELTA, 1.0), 0.5, NAME)[0] == 0.5
