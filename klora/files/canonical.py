@@ -59,6 +59,12 @@ def is_attention(name: str) -> bool:
     return found is not None and found.layer.leaf.attention
 
 
+def is_embedder(name: str) -> bool:
+    """Whether the layer brings pictures, texts or time into the model."""
+    found = found_layer(name)
+    return found is not None and found.layer.block.embeds
+
+
 def kernel_of(name: str) -> tuple[int, int] | None:
     """The kernel of a convolution, where the name alone tells it: some types store a flat matrix."""
     found = found_layer(name)
