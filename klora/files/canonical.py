@@ -92,7 +92,8 @@ def parts_of(name: str, rows: int) -> tuple[Part, ...]:
         return ()
     units = found.layer.leaf.units
     if rows % units:
-        raise ValueError(f"{rows} output rows cannot be divided by {units}")
+        parts = ", ".join(part.rpartition(".")[2] for part, _ in found.layer.leaf.parts)
+        raise ValueError(f"{rows} output rows cannot be divided by {units}, as those of {parts} together can")
     unit = rows // units
     return tuple(
         Part(part, tuple((first * unit, last * unit) for first, last in ranges))

@@ -15,7 +15,7 @@ from klora.files import formulas
 from klora.files.block_form import BlockForm
 from klora.files.canonical import is_attention, kernel_of, parts_of
 from klora.files.container import FLOATS, Container, Entry
-from klora.files.defects import defect_error
+from klora.files.defects import UnknownDialectError, defect_error
 from klora.files.kinds import (
     BESIDE,
     MAGNITUDES,
@@ -37,7 +37,7 @@ _PLAIN = {"lora_up.weight", "lora_down.weight"}
 #: Well below the largest fp32.
 _SAFE = 1e38
 
-_REMEDY = "use another version of this file or train it again"
+_REMEDY = "use another version of this file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,7 @@ class LoraLayer:
     declared_scale: float | None = None
     rows: Rows | None = None
     whole_shape: Shape = ()
+    whole_name: str = ""
 
     @property
     def attention(self) -> bool:
@@ -203,12 +204,17 @@ class LoraLayer:
     def part(self, name: str, rows: Rows) -> LoraLayer:
         """The part of this fused layer that is ``rows`` of it."""
         shape = (sum(stop - start for start, stop in rows), *self.shape[1:])
-        return replace(self, name=name, shape=shape, rows=rows, whole_shape=self.shape)
+        return replace(self, name=name, shape=shape, rows=rows, whole_shape=self.shape, whole_name=self.name)
 
     def parts(self) -> tuple[LoraLayer, ...]:
         """The projections that are fused in this layer, or the layer itself if it is not fused."""
         found = () if self.rows is not None else parts_of(self.name, self.shape[0])
         return tuple(self.part(one.name, one.rows) for one in found) or (self,)
+
+    def siblings(self) -> tuple[LoraLayer, ...]:
+        """All parts of the fused layer that this is a part of, itself among them."""
+        whole = replace(self, name=self.whole_name, shape=self.whole_shape, rows=None)
+        return whole.parts()
 
     def with_declared_scale(self, scale: float | None) -> LoraLayer:
         """The same layer with a scale from the file's metadata, for want of an alpha."""
@@ -284,9 +290,9 @@ def build_layer(
         geometry = _unflattened(kind.geometry(shapes), name)
         _check_amount(geometry.shape)
         magnitude = _magnitude(kind, shapes, geometry.shape)
-        parts_of(name, geometry.shape[0])
     except ValueError as defect:
         raise defect_error(container.path.name, str(defect), _REMEDY, layer=name) from defect
+    _check_parts(name, geometry.shape[0], container.path.name)
     return LoraLayer(
         name=name,
         kind="dora" if magnitude is not None else _kind_name(kind, geometry, shapes),
@@ -299,6 +305,14 @@ def build_layer(
         divisor=geometry.divisor,
         declared_scale=declared_scale,
     )
+
+
+def _check_parts(name: str, rows: int, file: str) -> None:
+    try:
+        parts_of(name, rows)
+    except ValueError as error:
+        remedy = "it may be for a model that K-LoRA does not know: report this file"
+        raise defect_error(file, str(error), remedy, layer=name, kind=UnknownDialectError) from error
 
 
 def _check_formats(entries: Mapping[str, Entry]) -> None:

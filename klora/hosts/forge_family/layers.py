@@ -47,12 +47,13 @@ def contested_layers(
     """
     parameters = dict(model.named_parameters())
     known = (_known_layers(files[0]), _known_layers(files[1]))
+    base_model = _base_model(files)
     either = set(touched[0]) | set(touched[1])
     found = {}
     for weight in set(touched[0]) & set(touched[1]):
         if not _is_of_a_layer(weight, parameters):
             continue
-        whole = host_layer_to_canonical(weight, "unknown") or weight.removesuffix(_WEIGHT)
+        whole = host_layer_to_canonical(weight, base_model) or weight.removesuffix(_WEIGHT)
         for part in _parts(whole, parameters[weight]):
             if any(layers is not None and part.name not in layers for layers in known):
                 continue  # one file leaves this part alone, or has a type without a dW to weigh, as IA3
@@ -82,6 +83,17 @@ def _known_layers(path: str) -> Mapping[str, LoraLayer] | None:
         return split(read_lora(path))
     except LoraFileError:
         return None  # what is unsound was refused before; what is left only the host can read
+
+
+def _base_model(files: tuple[str, str]) -> str:
+    """That of the first file which tells: it says whose native names the parameters have."""
+    names = []
+    for path in files:
+        try:
+            names.append(read_lora(path).base_model)
+        except LoraFileError:
+            continue  # as above
+    return next((name for name in names if name != "unknown"), "unknown")
 
 
 def _needs_base(layers: Mapping[str, LoraLayer] | None, name: str) -> bool:
