@@ -18,6 +18,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,11 +151,11 @@ def configuration(rng: random.Random) -> dict[str, object]:
     prefix = rng.choice(("unet.", "transformer.", ""))
     table = {rng.choice(PATTERNS): rng.choice((1, 32, "x", None, -4, 1e99)) for _ in range(rng.randrange(4))}
     return {
-        f"{prefix}r": rng.choice((2, 4, 0, "4")),
-        f"{prefix}lora_alpha": rng.choice((4, 8.5, None, "x", float("inf"))),
-        f"{prefix}alpha_pattern": rng.choice((table, [], "x", None)),
+        f"{prefix}r": rng.choice((2, 2, 4, 0, "4")),
+        f"{prefix}lora_alpha": rng.choice((4, 4, 8.5, None, "x", float("inf"))),
+        f"{prefix}alpha_pattern": rng.choice((table, table, table, [], "x", None)),
         f"{prefix}rank_pattern": rng.choice((table, None)),
-        f"{prefix}init_lora_weights": rng.choice(BEGINNINGS),
+        f"{prefix}init_lora_weights": True if rng.random() < 0.8 else rng.choice(BEGINNINGS),
         f"{prefix}use_rslora": rng.choice((True, False, 1)),
     }
 
@@ -170,10 +171,18 @@ def write(path: Path, header: Header, metadata: dict[str, str], rng: random.Rand
         table[key] = {**entry, "data_offsets": [size, size + length]}
         size += length
     text = json.dumps(table).encode()
-    body = rng.randbytes(min(size, 2**22))
+    body = numbers(min(size, 2**22), rng)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text + body)
         stream.truncate(8 + len(text) + (size if rng.random() < 0.97 else size // 2))
+
+
+def numbers(size: int, rng: random.Random) -> bytes:
+    """``size`` bytes: sound fp32 numbers, now and then any bytes at all, NaN among them."""
+    if rng.random() < 0.1:
+        return rng.randbytes(size)
+    one = b"".join(struct.pack("<f", rng.uniform(-1, 1) * (rng.random() < 0.9)) for _ in range(64))
+    return (one * (size // len(one) + 1))[:size]
 
 
 def put_sidecar(path: Path, rng: random.Random) -> None:
