@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from typing import TextIO
+
+from tqdm import tqdm
 
 from klora.errors import KloraError
 from klora.version import __version__
@@ -29,16 +34,32 @@ def parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; bad input is one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        _write_what_the_console_can(stream)
     parsed = parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except KloraError as error:
-        print(f"klora: {error.reason}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"klora: {error}", file=sys.stderr)
+    except (KloraError, OSError) as error:
+        _end_progress_bars()
+        told = error.reason if isinstance(error, KloraError) else error
+        print(f"klora: {told}", file=sys.stderr)
         return 2
     return status
+
+
+def _write_what_the_console_can(stream: TextIO) -> None:
+    """Let a console of few letters (cp1252, ASCII) show the others as escapes instead of failing."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _end_progress_bars() -> None:
+    """Take away a bar that an error has left behind, so that the error stands on a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        was_shown = time.time() - bar.start_t > bar.delay
+        bar.close()
+        if was_shown:
+            print(file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Convert, verify, and say what was written; raises `LoraFileError`."""
+    """Convert, verify, and say what was written; raises `KloraError`."""
     made = convert(arguments.source, arguments.target, arguments.dialect, overwrite=arguments.overwrite)
     count = len(made.layers) + len(made.text_encoder)
     print(f"{made.path}: {count} layers for {made.base_model} as {made.dialect}; every dW equal, read back")

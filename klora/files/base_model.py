@@ -7,6 +7,7 @@ block, then what the models say about each other.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class Path:
 
     text: str
     flat: bool
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether no number is in the name: then it is in no block, and tells no model from another."""
+        return not any(word.isdigit() for word in re.split(r"[._]", self.text))
 
     def find(self, model: BaseModel) -> Found | None:
         """The layer of ``model`` that this is."""
@@ -61,21 +67,29 @@ def identify(
     best = [fit for fit in known if fit.fits] or [fit for fit in known if fit.is_damaged]
     if not best:
         return Identified(UNKNOWN, None)
-    left = _narrowed(best, said)
+    left = _narrowed(best, said, components)
     name = left[0].model.name if len(left) == 1 else UNKNOWN
     return Identified(name, left[0].model)
+
+
+def variant_of(model: BaseModel, metadata: Mapping[str, str], file: str) -> str | None:
+    """The variant of ``model`` whose word stands in the metadata or in the name of the file."""
+    said = " ".join((*(metadata.get(key, "") for key in _METADATA_KEYS), file)).lower()
+    return next((name for name, words in model.variants if any(word in said for word in words)), None)
 
 
 def _is_distinct(model: BaseModel, said: Sequence[str]) -> bool:
     return not model.marks or model.name in said
 
 
-def _narrowed(fits: list[_Fit], said: Sequence[str]) -> list[_Fit]:
+def _narrowed(fits: list[_Fit], said: Sequence[str], components: Collection[str]) -> list[_Fit]:
     """Those that remain after each question that at least one of them answers with yes."""
+    second = "text_encoder_2"
     questions: tuple[Callable[[_Fit], bool], ...] = (
         lambda fit: fit.model.name in said,
         lambda fit: fit.marked,
         lambda fit: fit.is_whole,
+        lambda fit: second not in components or second in fit.model.text_encoders,
     )
     for question in questions:
         fits = [fit for fit in fits if question(fit)] or fits
@@ -131,6 +145,8 @@ class _Fit:
         wrong, all_leaves, deepest, patterns = Counter[str](), Counter[str](), dict[str, int](), set[str]()
         for path, shape in shapes.items():
             found = path.find(model)
+            if found is None and path.is_outside:
+                continue
             if found is None or not _is_in(found):
                 return None
             patterns.add(found.layer.pattern)

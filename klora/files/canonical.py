@@ -66,6 +66,12 @@ def is_attention(name: str) -> bool:
     return found is not None and found.layer.leaf.attention
 
 
+def is_embedder(name: str) -> bool:
+    """Whether the layer brings pictures, texts or time into the model."""
+    found = found_layer(name)
+    return found is not None and found.layer.block.embeds
+
+
 def kernel_of(name: str) -> tuple[int, int] | None:
     """The kernel of a convolution, where the name alone tells it: some types store a flat matrix."""
     found = found_layer(name)
@@ -93,7 +99,8 @@ def parts_of(name: str, rows: int) -> tuple[Part, ...]:
         return ()
     units = found.layer.leaf.units
     if rows % units:
-        raise ValueError(f"{rows} output rows cannot be divided by {units}")
+        parts = ", ".join(part.rpartition(".")[2] for part, _ in found.layer.leaf.parts)
+        raise ValueError(f"{rows} output rows cannot be divided by {units}, as those of {parts} together can")
     unit = rows // units
     return tuple(
         Part(part, tuple((first * unit, last * unit) for first, last in ranges))

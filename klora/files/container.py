@@ -26,6 +26,9 @@ from klora.files.defects import ReplacedFileError, defect_error, shown
 #: Header size above which a file is not a LoRA. The largest in the field, with tag lists, have a few MiB.
 HEADER_LIMIT = 32 * 2**20
 
+#: Tensors above which a file is not a LoRA. The largest in the field, of mixtures of experts, have 20,000.
+MOST_TENSORS = 100_000
+
 #: Floating-point formats that a weight may have; all are cast up before they are used.
 FLOATS: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -207,7 +210,9 @@ def _read_header(stream: BinaryIO, size: int, file: str) -> tuple[dict[str, obje
             raise defect_error(file, defect, remedy)
     length = _length(start)
     if len(start) < 8 or 8 + length > size:
-        raise defect_error(file, "the file is truncated or is not safetensors", _NEW_COPY)
+        begun = length <= HEADER_LIMIT and start[8:9] == b"{"
+        known = _ends_early(size, 8 + length) if begun else "the file is truncated or is not safetensors"
+        raise defect_error(file, known, _NEW_COPY)
     if length > HEADER_LIMIT:
         raise defect_error(
             file, f"its header has {length} bytes, more than any LoRA's ({HEADER_LIMIT})", _NEW_COPY
@@ -247,15 +252,24 @@ def _metadata(found: object, file: str) -> Mapping[str, str]:
 
 
 def _entries(header: Mapping[str, object], start: int, size: int, file: str) -> Mapping[str, Entry]:
-    entries = {key: _entry(key, value, start, size, file) for key, value in header.items()}
+    if len(header) > MOST_TENSORS:
+        raise defect_error(file, f"it has {len(header)} tensors, more than any LoRA's", "name a LoRA file")
+    entries = {key: _entry(key, value, start, file) for key, value in header.items()}
     if not entries:
         raise defect_error(file, "it holds no tensor", _NEW_COPY)
+    end = max(entry.stop for entry in entries.values())
+    if end > size:
+        raise defect_error(file, _ends_early(size, end), _NEW_COPY)
     _refuse_overlap(entries, file)
     return entries
 
 
-def _entry(key: str, found: object, start: int, size: int, file: str) -> Entry:
-    """One line of the header, checked: dtype known, shape sane, offsets inside the file, size right."""
+def _ends_early(size: int, whole: int) -> str:
+    return f"it is damaged: it ends after {size} of {whole} bytes"
+
+
+def _entry(key: str, found: object, start: int, file: str) -> Entry:
+    """One line of the header, checked: dtype known, shape sane, size right."""
     fields = found if isinstance(found, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
@@ -265,8 +279,6 @@ def _entry(key: str, found: object, start: int, size: int, file: str) -> Entry:
             file, f"{shown(key)} has the number format {shown(dtype, 20)}", "save it as fp16 or fp32"
         )
     first, last = offsets
-    if start + last > size:
-        raise defect_error(file, f"the file is truncated: {shown(key)} is not whole", _NEW_COPY)
     if len(shape) > 8 or last - first != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise defect_error(file, f"{shown(key)} has a size that does not fit its shape", _NEW_COPY)
     return Entry(dtype, tuple(shape), start + first, start + last)

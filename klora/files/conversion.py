@@ -6,31 +6,32 @@ Nothing is written to disk here but by `convert`, and that is verified by readin
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from klora.errors import LoraFileError
 from klora.files import formulas
-from klora.files.canonical import part_names, parts_of, whole_rows
-from klora.files.declared import HEADER_KEY
+from klora.files.canonical import GRAMMARS, part_names, parts_of, whole_rows
+from klora.files.declared import is_declaration
 from klora.files.defects import defect_error
 from klora.files.dialects import DENOISER
 from klora.files.flat import flattened
-from klora.files.kinds import dora_per_output
+from klora.files.kinds import BESIDE, BIASES, dora_per_output
 from klora.files.layer import LoraLayer, take_rows
 from klora.files.lora_file import LoraFile, read_lora
+from klora.files.models import MODELS, BaseModel
 from klora.files.native import canonical_name, ldm_name
+from klora.files.writing import written_whole
 
 Tensors = dict[str, Tensor]
 
-#: Base models whose native names are what kohya's scripts write; SD1 and SD2 files have diffusers' names.
-_NATIVE_IN_KOHYA = ("SDXL", "SD3", "Flux")
-_FUSED_MODELS = ("SD3", "Flux")
+#: Parameters that are not copied but made anew.
+_REWRITTEN = {"alpha", "diff_b", "lora_bias"}
 
 #: Largest relative difference of dW after a conversion, by Frobenius norm.
 TOLERANCE = 1e-6
@@ -62,6 +63,9 @@ def _kohya(file: LoraFile) -> Tensors:
         tensors.update(
             {f"{_kohya_prefix(DENOISER, file)}{flattened(name)}.{key}": one for key, one in made.items()}
         )
+    for layer in file.embedders.values():
+        stem = _kohya_prefix(DENOISER, file) + flattened(_kohya_module(layer.name, file))
+        tensors.update({f"{stem}.{key}": one for key, one in _kohya_parameters(layer).items()})
     for layer in file.text_encoder.values():
         component, _, path = layer.name.partition(".")
         stem = _kohya_prefix(component, file) + flattened(path)
@@ -79,30 +83,46 @@ def _kohya_modules(file: LoraFile) -> Mapping[str, list[LoraLayer]]:
 
 
 def _kohya_module(name: str, file: LoraFile) -> str:
-    if file.base_model not in _NATIVE_IN_KOHYA:
+    model = _model_of(file)
+    if not model.kohya_is_native:
         return name
     # xlabs' single-block qkv is no module of the model, but its parts are in one.
     candidates = (name, *part_names(name))
-    native = (ldm_name(one, file.base_model) for one in candidates)
+    native = (ldm_name(one, model.name) for one in candidates)
     return next((one for one in native if one is not None), name)
 
 
+def _model_of(file: LoraFile) -> BaseModel:
+    """The model whose names are written: the file's own, or the first that has its first layer."""
+    if file.recognised.model.reading is not None:
+        return file.recognised.model.reading
+    first = next(iter(file.layers), "")
+    return next((model for model in MODELS if GRAMMARS[model.name].find(first) is not None), MODELS[0])
+
+
 def _whole_name(module: str, file: LoraFile) -> str:
-    return canonical_name(module) or module if file.base_model in _NATIVE_IN_KOHYA else module
+    model = _model_of(file)
+    return canonical_name(module, model.name) or module if model.kohya_is_native else module
+
+
+#: Of models that declare none.
+_OTHER_TEXT_ENCODERS = {
+    "text_encoder": "lora_te1_",
+    "text_encoder_2": "lora_te2_",
+    "text_encoder_3": "lora_te3_",
+}
 
 
 def _kohya_prefix(component: str, file: LoraFile) -> str:
     if component == DENOISER:
         return "lora_unet_"
-    if component == "text_encoder":
-        return "lora_te_" if file.base_model in ("SD1", "SD2", "unknown") else "lora_te1_"
-    # Flux has two text encoders, but kohya calls T5 the third everywhere.
-    second_is_t5 = component == "text_encoder_2" and file.base_model == "Flux"
-    return "lora_te3_" if second_is_t5 or component == "text_encoder_3" else "lora_te2_"
+    return _model_of(file).text_encoders.get(component) or _OTHER_TEXT_ENCODERS[component]
 
 
 def _kohya_parameters(layer: LoraLayer) -> Tensors:
-    made = {parameter: layer.tensor(parameter) for parameter in layer.keys if parameter != "alpha"}
+    made = {parameter: layer.tensor(parameter) for parameter in layer.keys if parameter not in _REWRITTEN}
+    if (bias := _bias(layer)) is not None:
+        made["diff_b"] = bias
     if "magnitude" in made:
         ones = [1] * (len(layer.shape) - 1)
         made["dora_scale"] = made.pop("magnitude").reshape(layer.shape[0], *ones)
@@ -113,13 +133,24 @@ def _kohya_parameters(layer: LoraLayer) -> Tensors:
     return made
 
 
+def _bias(layer: LoraLayer) -> Tensor | None:
+    """What the layer adds to the module's bias, all of it or the part's rows."""
+    if "diff_b" in layer.keys:
+        bias = layer.tensor("diff_b")
+    elif "lora_bias" in layer.keys:
+        bias = layer.tensor("lora_bias").float() * layer.scale
+    else:
+        return None
+    return bias if layer.rows is None else take_rows(bias, layer.rows)
+
+
 def _kohya_left(file: LoraFile) -> Tensors:
     tensors: Tensors = {}
     for key, target in file.recognised.targets.items():
-        if target.layer not in file.left_to_host:
+        if target.layer not in file.left_to_host or target.left_as == "embedder":
             continue
-        if target.component == "embedding":
-            tensors[key] = file.container.read(key)
+        if target.component == "embedding" or target.left_as is not None:
+            tensors[key] = file.container.read(key)  # a name that kohya has no word for stays as it is
             continue
         component, _, path = target.layer.partition(".")
         name = _kohya_module(target.layer, file) if target.component == DENOISER else path
@@ -146,17 +177,30 @@ def _fused(whole: str, layers: list[LoraLayer]) -> Tensors:
                 f"a {layer.kind} layer for a part of a fused projection cannot be written as kohya",
                 "use a host that reads the file's own dialect",
             )
-    if all(set(layer.keys) <= {"lora_up.weight", "lora_down.weight", "alpha"} for layer in layers):
-        return _block_diagonal(whole, rows, layers)
+    biases = _fused_bias(whole, rows, layers)
+    if all(set(layer.keys) <= {"lora_up.weight", "lora_down.weight"} | BESIDE for layer in layers):
+        return {**_block_diagonal(whole, rows, layers), **biases}
     dense = torch.zeros(rows, *layers[0].shape[1:])
     for layer in layers:
         for part in layer.parts():
             _place(dense, whole, part.name, part.delta())
-    return {"diff": dense}
+    return {"diff": dense, **biases}
+
+
+def _fused_bias(whole: str, rows: int, layers: list[LoraLayer]) -> Tensors:
+    biases = [
+        (part.name, bias) for layer in layers for part in layer.parts() if (bias := _bias(part)) is not None
+    ]
+    if not biases:
+        return {}
+    fused = torch.zeros(rows)
+    for part, bias in biases:
+        _place(fused, whole, part, bias.float())
+    return {"diff_b": fused}
 
 
 def _block_diagonal(whole: str, rows: int, layers: list[LoraLayer]) -> Tensors:
-    rank = sum(layer.rank or 0 for layer in layers)
+    rank = sum(layer.stored_rank or 0 for layer in layers)
     up, column = torch.zeros(rows, rank), 0
     downs = []
     for layer in layers:
@@ -187,8 +231,7 @@ def _place(target: Tensor, whole: str, part: str, values: Tensor) -> None:
 
 
 def _diffusers(file: LoraFile) -> Tensors:
-    prefix = "transformer." if file.base_model in _FUSED_MODELS else "unet."
-    return _dotted(file, "diffusers", prefix, "")
+    return _dotted(file, "diffusers", _model_of(file).diffusers_prefix, "")
 
 
 def _peft(file: LoraFile) -> Tensors:
@@ -197,15 +240,28 @@ def _peft(file: LoraFile) -> Tensors:
 
 def _dotted(file: LoraFile, dialect: str, prefix: str, text_prefix: str) -> Tensors:
     for name, kind in file.left_to_host.items():
+        if name in file.embedders or (kind == "bias" and name.removesuffix(".bias") in _with_biases(file)):
+            continue
         remedy = "convert to kohya, which holds every type"
         raise defect_error(file.path.name, f"{dialect} files hold no {kind}", remedy, layer=name)
     tensors: Tensors = {}
-    for layer in file.layers.values():
-        for part in layer.parts():
+    for layer in (*file.layers.values(), *file.embedders.values()):
+        for part in _modules_of(layer, file):
             tensors.update(_named(prefix + part.name, _plain_parameters(part, dialect)))
     for layer in file.text_encoder.values():
         tensors.update(_named(text_prefix + layer.name, _plain_parameters(layer, dialect)))
     return tensors
+
+
+def _with_biases(file: LoraFile) -> set[str]:
+    return {layer.name for layer in file.all_layers if BIASES & set(layer.keys)}
+
+
+def _modules_of(layer: LoraLayer, file: LoraFile) -> tuple[LoraLayer, ...]:
+    """The layer as diffusers has it: whole where its own model is fused there, else in parts."""
+    found = GRAMMARS[_model_of(file).name].find(layer.name)
+    whole = found is not None and found.layer.leaf.fused_in_diffusers
+    return (layer,) if whole else layer.parts()
 
 
 def _named(stem: str, made: Tensors) -> Iterator[tuple[str, Tensor]]:
@@ -215,16 +271,17 @@ def _named(stem: str, made: Tensors) -> Iterator[tuple[str, Tensor]]:
 def _plain_parameters(layer: LoraLayer, dialect: str) -> Tensors:
     """A layer's parameters as PEFT calls them, the scale multiplied in; raises `LoraFileError` if PEFT has
     none."""
-    made = {key: layer.tensor(key) for key in layer.keys if key != "alpha"}
-    if "lora_up.weight" in made and "diff_b" not in made:
-        plain = _low_rank(layer, made)
+    made = {key: layer.tensor(key) for key in layer.keys if key not in _REWRITTEN}
+    bias = _bias(layer)
+    if "lora_up.weight" in made:
+        plain = _low_rank(layer, made) if bias is None else {**_low_rank(layer, made), "lora_B.bias": bias}
         magnitude = _per_output_magnitude(layer, made)
         if magnitude is None and not layer.needs_base:
             return plain
         if magnitude is not None and dialect == "peft":
             return {**plain, "lora_magnitude_vector": magnitude}
     scaled = next((key for key in ("hada_w1_a", "lokr_w1", "lokr_w1_a") if key in made), None)
-    if scaled and dialect == "peft" and layer.rows is None and not {"diff_b", "dora_scale"} & set(made):
+    if scaled and dialect == "peft" and layer.rows is None and bias is None and "dora_scale" not in made:
         return {**made, scaled: _scaled(made[scaled], layer.scale)}
     raise layer.error(
         f"{dialect} files hold no {layer.kind} like this", "convert to kohya, which holds every type"
@@ -274,24 +331,28 @@ def convert(source: str | Path, target: str | Path, dialect: str, *, overwrite: 
     """Write the LoRA file ``source`` as ``target`` in ``dialect`` and read it back; gives the new file.
 
     Metadata are kept, but for PEFT's configuration, whose scale is now in the tensors. ``target`` appears
-    only when every dW in it has been found equal within `TOLERANCE`. Raises `LoraFileError`.
+    only when every dW in it has been found equal within `TOLERANCE`. Raises `LoraFileError`, and `KloraError`
+    if it cannot be written.
     """
     file, target = read_lora(source), Path(target)
     if target.exists() and not overwrite:
         raise defect_error(target.name, "it exists already", "choose another name or add --overwrite")
     if target.suffix != ".safetensors":
         raise defect_error(target.name, "only .safetensors files are written", "choose a name that ends so")
-    kept = {key: value for key, value in file.metadata.items() if key != HEADER_KEY}
-    draft = target.with_name(f"{target.stem}.{os.getpid()}.part.safetensors")
-    try:
-        save_file(
-            {key: one.contiguous() for key, one in state_dict_in(file, dialect).items()}, draft, metadata=kept
-        )
+    kept = {key: value for key, value in file.metadata.items() if not is_declaration(key)}
+    tensors = {key: one.contiguous() for key, one in state_dict_in(file, dialect).items()}
+    with written_whole(target) as draft:
+        _save(tensors, draft, kept)
         refuse_difference(file, read_lora(draft))
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
     return read_lora(target)
+
+
+def _save(tensors: Tensors, draft: Path, metadata: Mapping[str, str]) -> None:
+    try:
+        save_file(tensors, draft, metadata=dict(metadata))
+    except SafetensorError as error:
+        # Its message ends with the system's: "... No space left on device (os error 28)".
+        raise OSError(0, str(error).rpartition(": ")[2]) from error
 
 
 def refuse_difference(before: LoraFile, after: LoraFile) -> None:

@@ -39,6 +39,7 @@ _FLAT_COMPONENTS = (
     ("lora_te1_", "text_encoder"),
     ("lora_te2_", "text_encoder_2"),
     ("lora_te3_", "text_encoder_3"),
+    ("lora_te", "another_text_encoder"),
 )
 _DOTTED_COMPONENTS = (
     ("unet.", DENOISER),
@@ -55,6 +56,11 @@ _DOTTED_COMPONENTS = (
     ("clip_g.", "text_encoder_2"),
     ("t5xxl.", "text_encoder_3"),
     ("t5.", "text_encoder_3"),
+    ("text_encoders.", "another_text_encoder"),
+    ("text_encoder_4.", "another_text_encoder"),
+    ("conditioner.", "another_text_encoder"),
+    ("te1.", "text_encoder"),
+    ("te2.", "text_encoder_2"),
 )
 
 
@@ -89,6 +95,17 @@ def _any_has(pattern: str) -> Callable[[Sequence[str]], bool]:
     return lambda keys: any(compiled.search(key) for key in keys)
 
 
+#: Rows of blocks of the newer transformers, under no prefix.
+_OTHER_BLOCKS = (
+    "blocks.",
+    "layers.",
+    "joint_transformer_blocks.",
+    "double_stream_blocks.",
+    "single_stream_blocks.",
+    "double_layers.",
+    "noise_refiner.",
+    "context_refiner.",
+)
 _LDM_BLOCKS = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
 
 #: The first that detects itself wins, so the special ones stand before the general ones.
@@ -117,6 +134,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(
         "bare-transformer", _any_starts("transformer_blocks.", "single_transformer_blocks."), place_dotted
     ),
+    Dialect("bare-blocks", _any_starts(*_OTHER_BLOCKS), place_dotted),
     Dialect(
         "bare-unet", _any_starts("down_blocks.", "mid_block.", "up_blocks.", "input_blocks."), place_dotted
     ),

@@ -56,3 +56,11 @@ def decomposed(base: Tensor, delta: Tensor, magnitude: Tensor, *, per_output: bo
     scaled = direction * (magnitude.to(wide).reshape(norm.shape) / norm.clamp_min(torch.finfo(wide).tiny))
     difference: Tensor = scaled - base.to(wide)
     return difference.to(delta.dtype)
+
+
+def rescaled(base: Tensor, delta: Tensor, magnitude: Tensor, norms: Tensor) -> Tensor:
+    """The same for some rows of a DoRA per input, with the ``norms`` of the whole columns of W + dV."""
+    shape = [1, -1, *[1] * (base.dim() - 2)]
+    factor = (magnitude.double() / norms.clamp_min(torch.finfo(torch.float64).tiny)).reshape(shape)
+    difference: Tensor = (base.double() + delta.double()) * factor - base.double()
+    return difference.to(delta.dtype)

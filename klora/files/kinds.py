@@ -169,7 +169,7 @@ def _glora_geometry(shapes: Shapes) -> Geometry:
         _expect_dimensions(name, shapes[name])
     a1, a2, b1, b2 = (shapes[f"{one}.weight"] for one in ("a1", "a2", "b1", "b2"))
     core = shapes.get("bm.weight")
-    if _new_glora(a1, a2, b1, b2):
+    if glora_is_new(a1, a2, b1, b2):
         if core is not None:
             _expect_core("bm", core, b1[1], b2[0])
         out, inside, kernel, rank = b1[0], b2[1], core[2:] if core else b2[2:], a1[1]
@@ -181,7 +181,7 @@ def _glora_geometry(shapes: Shapes) -> Geometry:
     return Geometry((out, inside, *kernel), None, rank)
 
 
-def _new_glora(a1: Shape, a2: Shape, b1: Shape, b2: Shape) -> bool:
+def glora_is_new(a1: Shape, a2: Shape, b1: Shape, b2: Shape) -> bool:
     """Today's orientation: b1 @ b2 and W @ a1 @ a2. The old one has b2 @ b1 and W @ a2 @ a1."""
     new = a1[1] == a2[0] and b1[1] == b2[0] and a1[0] == a2[1] == b2[1]
     # A square layer fits both readings, one of them with a rank above the layer's width.
@@ -195,7 +195,7 @@ def _old_glora(a1: Shape, a2: Shape, b1: Shape, b2: Shape) -> bool:
 def _glora(tensors: Tensors, base: Tensor | None) -> Tensor:
     assert base is not None, "the layer asks for the base weight first"
     a1, a2, b1, b2 = (tensors[f"{one}.weight"] for one in ("a1", "a2", "b1", "b2"))
-    if not _new_glora(*(tuple(one.shape) for one in (a1, a2, b1, b2))):
+    if not glora_is_new(*(tuple(one.shape) for one in (a1, a2, b1, b2))):
         a1, a2, b1, b2 = a2, a1, b2, b1
     if "bm.weight" in tensors:
         added = formulas.tucker(tensors["bm.weight"], b1.flatten(1), b2.flatten(1))
@@ -206,7 +206,10 @@ def _glora(tensors: Tensors, base: Tensor | None) -> Tensor:
 
 # --- The table ------------------------------------------------------------------------------------
 
-_COMMON = frozenset({"alpha", "diff_b"})
+#: Beside a dW: what scales it, and what is added to the bias, which is left to the host.
+BIASES = frozenset({"diff_b", "lora_bias"})
+BESIDE = BIASES | {"alpha"}
+_COMMON = BESIDE
 
 KINDS: tuple[Kind, ...] = (
     Kind(
@@ -236,6 +239,7 @@ KINDS: tuple[Kind, ...] = (
 
 #: A parameter that gives a type away -> the type, for layers that are left to the host.
 LEFT_TO_HOST: Mapping[str, str] = {
+    "scale": "norm",
     "w_norm": "norm",
     "b_norm": "norm",
     "oft_blocks": "oft",
@@ -259,7 +263,7 @@ def left_to_host(shapes: Shapes) -> str | None:
         if parameter in shapes:
             # LyCORIS stores BOFT's blocks in one tensor of four dimensions, OFT's in three.
             return "boft" if parameter == "oft_blocks" and len(shapes[parameter]) == 4 else name
-    if set(shapes) <= {"diff_b"}:
+    if set(shapes) <= BIASES:
         return "bias"
     return "norm" if "diff" in shapes and len(shapes["diff"]) == 1 else None
 

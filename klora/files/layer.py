@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from klora.errors import LoraFileError
 from klora.files import formulas
+from klora.files.block_form import BlockForm
 from klora.files.canonical import is_attention, kernel_of, parts_of
 from klora.files.container import FLOATS, Container, Entry
-from klora.files.defects import defect_error
+from klora.files.defects import UnknownDialectError, defect_error
 from klora.files.kinds import (
+    BESIDE,
     MAGNITUDES,
     MOST_ELEMENTS,
     Defect,
@@ -24,6 +27,7 @@ from klora.files.kinds import (
     dora_per_output,
     kind_of,
 )
+from klora.files.row_blocks import BLOCK_ELEMENTS, block_bounds, lokr_singular_values
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -33,22 +37,23 @@ _PLAIN = {"lora_up.weight", "lora_down.weight"}
 #: Well below the largest fp32.
 _SAFE = 1e38
 
-_REMEDY = "use another version of this file or train it again"
+_REMEDY = "use another version of this file"
 
 
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
     """One layer of one file. Nothing but shapes is in memory until `delta` is called.
 
-    ``shape`` is that of dW: ``(out, in)`` or ``(out, in, kh, kw)``. ``rank`` is r for K, or ``None`` for a
-    type that has none. ``keys`` leads from parameters in kohya's and LyCORIS's spelling to keys of the file.
-    ``rows`` is set for a part of a fused projection: the rows of the whole dW that it is.
+    ``shape`` is that of dW: ``(out, in)`` or ``(out, in, kh, kw)``. ``stored_rank`` is the rank of the whole
+    layer as the file stores it, ``None`` for a type that has none. ``keys`` leads from parameters in kohya's
+    and LyCORIS's spelling to keys of the file. ``rows`` is set for a part of a fused projection: the rows of
+    the whole dW that it is.
     """
 
     name: str
     kind: str
     shape: Shape
-    rank: int | None
+    stored_rank: int | None
     needs_base: bool
     keys: Mapping[str, str]
     container: Container
@@ -57,11 +62,33 @@ class LoraLayer:
     declared_scale: float | None = None
     rows: Rows | None = None
     whole_shape: Shape = ()
+    whole_name: str = ""
 
     @property
     def attention(self) -> bool:
         """Whether this is a linear of an attention."""
         return is_attention(self.name)
+
+    @cached_property
+    def rank(self) -> int | None:
+        """r for K, or ``None`` for a type that has none.
+
+        Where split projections were stored as a fused one, their factors stand on a block diagonal: a part
+        has only the columns that are not zero in its rows. 0 for a part that was not trained.
+        """
+        if self.rows is None or self.stored_rank is None or "lora_up.weight" not in self.keys:
+            return self.stored_rank
+        up = take_rows(self.tensor("lora_up.weight").float().flatten(1), self.rows)
+        return int((up != 0).any(dim=0).sum())
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether this is a part that a fused layer holds only because it must: its dW is zero."""
+        if self.rows is None or self.needs_base:
+            return False
+        if "diff" in self.keys:
+            return not bool(take_rows(self.tensor("diff").float(), self.rows).any())
+        return self.rank == 0
 
     @property
     def dtypes(self) -> frozenset[str]:
@@ -107,11 +134,7 @@ class LoraLayer:
         ``base``, and if the file was replaced.
         """
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        weights = {
-            parameter: self.tensor(parameter).to(device=device, dtype=wide)
-            for parameter in self.keys
-            if parameter not in ("alpha", "diff_b")
-        }
+        weights = self._weights(device, wide)
         rows = self._cut_early(weights)
         base = self._checked_base(base, device, wide)
         scale = self.scale
@@ -139,7 +162,7 @@ class LoraLayer:
 
         up is ``[out, r]`` (with trailing ones for a convolution), down ``[r, in]`` or ``[r, in, h, w]``.
         """
-        if set(self.keys) - {"alpha", "diff_b"} != _PLAIN:
+        if set(self.keys) - BESIDE != _PLAIN:
             return None
         up, down = (self.tensor(f"lora_{which}.weight").to(torch.float32) for which in ("up", "down"))
         if self.rows is not None:
@@ -154,15 +177,64 @@ class LoraLayer:
         bias = self.tensor("diff_b").to(torch.float32).flatten()
         return bias if self.rows is None else take_rows(bias, self.rows)
 
+    def delta_blocks(
+        self,
+        base: Tensor | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        elements: int = BLOCK_ELEMENTS,
+    ) -> Iterator[Tensor]:
+        """dW in fp32 as blocks of rows of about ``elements`` elements each, from the first row to the last.
+
+        The same numbers as `delta`, with as little memory as one block and the layer's own tensors need.
+        ``base`` and errors as there.
+        """
+        weights = self._weights(device, torch.float32)
+        base = self._checked_base(base, device, torch.float32)
+        magnitude = next(((one, weights.pop(one)) for one in MAGNITUDES if one in weights), None)
+        width = math.prod(self.shape[1:])
+        form = BlockForm(self.type, weights, self.scale, self._full_shape, base, magnitude)
+        for first, last in self.rows or ((0, self.shape[0]),):
+            for start, stop in block_bounds(last - first, width, elements):
+                block = form.rows(first + start, first + stop)
+                if not math.isfinite(float(block.sum())):
+                    raise self._not_finite()
+                yield block
+
+    def energy_rank(self, share: float) -> int | None:
+        """The smallest rank that holds ``share`` of the squared Frobenius norm of dW, where the factors tell
+        it at once: for a LoKr. ``None`` for all others."""
+        if self.type.name != "lokr" or self.needs_base or (self.rows and len(self.rows) != 1):
+            return None
+        values = lokr_singular_values(
+            self._weights("cpu", torch.float32), None if self.rows is None else self.rows[0]
+        )
+        if values is None:
+            return None
+        energies = values.square().sort(descending=True).values.cumsum(0)
+        return int((energies < share * energies[-1]).sum()) + 1 if energies[-1] > 0 else 1
+
+    def _weights(self, device: str | torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {
+            parameter: self.tensor(parameter).to(device=device, dtype=dtype)
+            for parameter in self.keys
+            if parameter not in BESIDE
+        }
+
     def part(self, name: str, rows: Rows) -> LoraLayer:
         """The part of this fused layer that is ``rows`` of it."""
         shape = (sum(stop - start for start, stop in rows), *self.shape[1:])
-        return replace(self, name=name, shape=shape, rows=rows, whole_shape=self.shape)
+        return replace(self, name=name, shape=shape, rows=rows, whole_shape=self.shape, whole_name=self.name)
 
     def parts(self) -> tuple[LoraLayer, ...]:
         """The projections that are fused in this layer, or the layer itself if it is not fused."""
         found = () if self.rows is not None else parts_of(self.name, self.shape[0])
         return tuple(self.part(one.name, one.rows) for one in found) or (self,)
+
+    def siblings(self) -> tuple[LoraLayer, ...]:
+        """All parts of the fused layer that this is a part of, itself among them."""
+        whole = replace(self, name=self.whole_name, shape=self.whole_shape, rows=None)
+        return whole.parts()
 
     def with_declared_scale(self, scale: float | None) -> LoraLayer:
         """The same layer with a scale from the file's metadata, for want of an alpha."""
@@ -203,7 +275,7 @@ class LoraLayer:
 
     def _not_finite(self) -> LoraFileError:
         # Asked of the file's own numbers: here the scale may have been multiplied in. fp8 knows no isfinite.
-        weights = (one for one in self.keys if one not in ("alpha", "diff_b"))
+        weights = (one for one in self.keys if one not in BESIDE)
         bad = next((one for one in weights if not bool(self.tensor(one).double().isfinite().all())), None)
         where = f"{bad.removesuffix('.weight')} holds" if bad else "its product has"
         return self.error(f"{where} NaN or infinite values", _REMEDY)
@@ -238,14 +310,14 @@ def build_layer(
         geometry = _unflattened(kind.geometry(shapes), name)
         _check_amount(geometry.shape)
         magnitude = _magnitude(kind, shapes, geometry.shape)
-        parts_of(name, geometry.shape[0])
     except ValueError as defect:
         raise defect_error(container.path.name, str(defect), _REMEDY, layer=name) from defect
+    _check_parts(name, geometry.shape[0], container.path.name)
     return LoraLayer(
         name=name,
         kind="dora" if magnitude is not None else _kind_name(kind, geometry, shapes),
         shape=geometry.shape,
-        rank=geometry.rank,
+        stored_rank=geometry.rank,
         needs_base=kind.needs_base or magnitude is not None,
         keys=dict(keys),
         container=container,
@@ -253,6 +325,14 @@ def build_layer(
         divisor=geometry.divisor,
         declared_scale=declared_scale,
     )
+
+
+def _check_parts(name: str, rows: int, file: str) -> None:
+    try:
+        parts_of(name, rows)
+    except ValueError as error:
+        remedy = "it may be for a model that K-LoRA does not know: report this file"
+        raise defect_error(file, str(error), remedy, layer=name, kind=UnknownDialectError) from error
 
 
 def _check_formats(entries: Mapping[str, Entry]) -> None:

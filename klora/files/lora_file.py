@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from klora.files.base_model import Identified, variant_of
 from klora.files.canonical import in_forward_order, is_attention, part_names
 from klora.files.container import Container, Identity, open_container
-from klora.files.declared import Config, declared_configs, declared_scale
+from klora.files.declared import DeclaredScales, declared_configs
 from klora.files.defects import defect_error, shown
 from klora.files.dialects import DENOISER
-from klora.files.kinds import left_to_host
+from klora.files.kinds import BIASES, left_to_host
 from klora.files.layer import LoraLayer, build_layer
+from klora.files.models import BY_NAME
 from klora.files.recognition import Recognised, recognise
 from klora.files.trigger_words import trigger_words
 from klora.files.widths import wrong_size
 
-#: (component, canonical layer) -> parameter -> key of the file.
-Grouped = Mapping[tuple[str, str], Mapping[str, str]]
+
+@dataclass
+class _Group:
+    """One layer's keys: parameter -> key of the file; ``path`` is what the file calls the layer."""
+
+    left_as: str | None
+    path: str
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+#: (component, canonical layer) -> its keys.
+Grouped = Mapping[tuple[str, str], _Group]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +45,10 @@ class LoraFile:
     pass calls them; fused projections stand under a fused name (`LoraLayer.parts` splits them).
     ``text_encoder`` holds the layers of the text encoders under ``text_encoder.``, ``text_encoder_2.``,
     ``text_encoder_3.``. ``left_to_host`` names layers that are no contest, with their type: ``oft``,
-    ``boft``, ``ia3``, ``norm``, ``bias``, ``embedding``. ``base_model`` is ``SD1``, ``SD2``, ``SDXL``,
-    ``SD3``, ``Flux`` or ``unknown``.
+    ``boft``, ``ia3``, ``norm``, ``bias``, ``embedding``, ``embedder``, ``text encoder``, ``other``;
+    ``embedders`` are those of them that bring pictures, texts and time into the model. ``base_model`` is the
+    name of one of `klora.files.models` or ``unknown``. ``notes`` are sentences about what the file declares
+    in vain.
     """
 
     path: Path
@@ -46,6 +60,8 @@ class LoraFile:
     left_to_host: Mapping[str, str]
     container: Container
     recognised: Recognised
+    embedders: Mapping[str, LoraLayer] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -60,7 +76,13 @@ class LoraFile:
     @property
     def all_layers(self) -> tuple[LoraLayer, ...]:
         """The denoiser's layers and the text encoders'."""
-        return (*self.layers.values(), *self.text_encoder.values())
+        return (*self.layers.values(), *self.embedders.values(), *self.text_encoder.values())
+
+    @property
+    def variant(self) -> str | None:
+        """Which of several models with the same layers the metadata or the file's name tell: ``Pony``."""
+        model = BY_NAME.get(self.base_model)
+        return None if model is None else variant_of(model, self.metadata, self.path.name)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -121,77 +143,101 @@ def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
     container = open_container(path)
     file = container.path.name
     recognised = recognise(container)
-    layers, text_encoder, left = _built(_grouped(recognised, file), container)
-    _refuse_overlapping_parts(layers, file)
-    if recognised.model.reading is not None:
-        shapes = {one.name: one.shape for one in layers.values()}
-        if wrong := wrong_size(shapes, recognised.model.reading):
-            raise defect_error(
-                file, wrong[1], "use another version of this file or train it again", layer=wrong[0]
-            )
+    configs = declared_configs(container.path, container.metadata)
+    scales = {component: DeclaredScales(config, file) for component, config in configs.items()}
+    contents = _sorted_out(_grouped(recognised, file), container, scales)
+    _refuse_overlapping_parts(contents.denoiser, file)
+    _refuse_wrong_sizes(contents.denoiser, recognised.model, file)
     return LoraFile(
         path=container.path,
         name=container.path.stem if name is None else name,
         dialect=recognised.dialect,
         base_model=recognised.model.name,
-        layers=layers,
-        text_encoder=text_encoder,
-        left_to_host=left,
+        layers=contents.denoiser,
+        text_encoder=contents.text_encoder,
+        embedders=contents.embedders,
+        left_to_host=contents.left,
         container=container,
         recognised=recognised,
+        notes=tuple(note for one in scales.values() for note in one.notes()),
     )
+
+
+def _refuse_wrong_sizes(layers: Mapping[str, LoraLayer], model: Identified, file: str) -> None:
+    if model.reading is None:
+        return
+    if wrong := wrong_size({one.name: one.shape for one in layers.values()}, model.reading):
+        remedy = f"check that it is a LoRA for {model.reading.name}, or use another version of this file"
+        raise defect_error(file, wrong[1], remedy, layer=wrong[0])
 
 
 def _grouped(recognised: Recognised, file: str) -> Grouped:
     """Gather the parameters of each layer; two keys for one parameter are an error."""
-    grouped: dict[tuple[str, str], dict[str, str]] = {}
+    grouped: dict[tuple[str, str], _Group] = {}
     for key, target in recognised.targets.items():
-        keys = grouped.setdefault((target.component, target.layer), {})
-        if target.parameter in keys:
+        group = grouped.setdefault((target.component, target.layer), _Group(target.left_as, target.path))
+        if (first := group.keys.get(target.parameter)) is not None:
             raise defect_error(
                 file,
-                f"duplicate target: {shown(keys[target.parameter])} and {shown(key)} are the same tensor",
+                f"duplicate target: {shown(first)} and {shown(key)} are the same tensor",
                 "keep one of the two",
                 layer=target.layer,
             )
-        keys[target.parameter] = key
+        group.keys[target.parameter] = key
     return grouped
 
 
-def _built(
-    grouped: Grouped, container: Container
-) -> tuple[dict[str, LoraLayer], dict[str, LoraLayer], dict[str, str]]:
+@dataclass
+class _Contents:
+    """The layers of a file, sorted by what is done with them."""
+
+    denoiser: dict[str, LoraLayer] = field(default_factory=dict)
+    text_encoder: dict[str, LoraLayer] = field(default_factory=dict)
+    embedders: dict[str, LoraLayer] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def add(self, component: str, layer: LoraLayer, left_as: str | None) -> None:
+        """Put a layer where it belongs."""
+        if left_as == "embedder":
+            self.embedders[layer.name] = layer
+            self.left[layer.name] = left_as
+        elif component == DENOISER:
+            self.denoiser[layer.name] = layer
+        else:
+            self.text_encoder[layer.name] = layer
+        if BIASES & set(layer.keys):
+            self.left[f"{layer.name}.bias"] = "bias"
+
+
+def _sorted_out(grouped: Grouped, container: Container, scales: Mapping[str, DeclaredScales]) -> _Contents:
     """The layers of the denoiser in forward order, those of the text encoders, and those left to the host."""
-    configs = declared_configs(container.path, container.metadata)
-    denoiser: dict[str, LoraLayer] = {}
-    text_encoder: dict[str, LoraLayer] = {}
-    left: dict[str, str] = {}
-    for (component, name), keys in grouped.items():
-        kind = _left_kind(component, keys, container)
+    contents = _Contents()
+    for (component, name), group in grouped.items():
+        shapes = {parameter: container.entries[key].shape for parameter, key in group.keys.items()}
+        kind = "embedding" if component == "embedding" else left_to_host(shapes)
+        if kind is None and group.left_as in ("text encoder", "other"):
+            kind = group.left_as
         if kind is not None:
-            left[name] = kind
+            contents.left[name] = kind
             continue
-        layer = build_layer(name, keys, container)
-        if "alpha" not in keys and configs:
-            layer = _with_declared_scale(layer, component, configs)
-        (denoiser if component == DENOISER else text_encoder)[name] = layer
-    ordered = in_forward_order(denoiser)
-    return {name: denoiser[name] for name in ordered}, text_encoder, left
+        layer = build_layer(name, group.keys, container)
+        if "alpha" not in group.keys and scales:
+            layer = _with_declared_scale(layer, component, group.path, scales)
+        contents.add(component, layer, group.left_as)
+    ordered = in_forward_order(contents.denoiser)
+    contents.denoiser = {name: contents.denoiser[name] for name in ordered}
+    return contents
 
 
-def _left_kind(component: str, keys: Mapping[str, str], container: Container) -> str | None:
-    if component == "embedding":
-        return "embedding"
-    return left_to_host({parameter: container.entries[key].shape for parameter, key in keys.items()})
-
-
-def _with_declared_scale(layer: LoraLayer, component: str, configs: Mapping[str, Config]) -> LoraLayer:
+def _with_declared_scale(
+    layer: LoraLayer, component: str, path: str, scales: Mapping[str, DeclaredScales]
+) -> LoraLayer:
     prefixes = ("unet", "transformer", "") if component == DENOISER else (component, "")
-    config = next((configs[prefix] for prefix in prefixes if prefix in configs), None)
-    if config is None:
+    declared = next((scales[prefix] for prefix in prefixes if prefix in scales), None)
+    if declared is None:
         return layer
-    file = layer.container.path.name
-    return layer.with_declared_scale(declared_scale(config, layer.name, layer.divisor, file))
+    name = layer.name if component == DENOISER else layer.name.partition(".")[2]
+    return layer.with_declared_scale(declared.scale((path, name), layer.divisor))
 
 
 def _refuse_overlapping_parts(layers: Iterable[str], file: str) -> None:

@@ -17,7 +17,9 @@ _LORA = re.compile(
     rf"(?P<module>.+)\.(?:lora_(?P<peft>A|B){_ADAPTER}|lora_(?P<kohya>down|up|mid)"
     r"|lora(?:_linear_layer)?\.(?P<diffusers>down|up|mid))\.weight"
 )
-_MAGNITUDE = re.compile(rf"(?P<module>.+)\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?")
+_MAGNITUDE = re.compile(rf"(?P<module>.+)\.(?:lora_magnitude_vector{_ADAPTER}(?:\.weight)?|magnitude)")
+#: PEFT's ``lora_bias``, as in Flux's control LoRAs.
+_BIAS = re.compile(rf"(?P<module>.+)\.(?:lora_B{_ADAPTER}|lora_up|lora\.up)\.bias")
 
 #: diffusers' attention processors: the projection's name is part of the parameter.
 _PROCESSOR = re.compile(
@@ -30,6 +32,7 @@ _PLAIN_TEXT = """
     ia3_l hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2
     lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2
     a1.weight a2.weight b1.weight b2.weight bm.weight q_layer.weight p_layer.weight lambda_layer weight
+    scale
 """
 _PLAIN_NAMES = _PLAIN_TEXT.split()
 _PLAIN = re.compile(
@@ -54,6 +57,8 @@ def split_key(key: str) -> tuple[str, str] | None:
         return f"{match['module']}.{leaf}", f"lora_{match['way']}.weight"
     if match := _MAGNITUDE.fullmatch(key):
         return match["module"], "magnitude"
+    if match := _BIAS.fullmatch(key):
+        return match["module"], "lora_bias"
     if match := _PLAIN.fullmatch(key):
         return match["module"], match["parameter"]
     if (match := _PLAIN_ADAPTER.fullmatch(key)) and match["parameter"] in _PLAIN_NAMES:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from klora.files.base_model import Identified, Path, identify
+from klora.files.canonical import is_embedder
 from klora.files.container import Container
 from klora.files.defects import UnknownDialectError, defect_error, shown
 from klora.files.dialects import DENOISER, DIALECTS, Dialect, Place
 from klora.files.kinds import Defect, Shape, kind_of
+from klora.files.models import BY_NAME
 from klora.files.models.text_encoders import GRAMMAR as TEXT_ENCODERS
 from klora.files.native import canonical_from_flat, canonical_name
 from klora.files.parameters import split_key
@@ -18,11 +20,17 @@ from klora.files.parameters import split_key
 
 @dataclass(frozen=True)
 class Target:
-    """What a key is about: a component of the model, a layer of it, and a parameter of that layer."""
+    """What a key is about: a component of the model, a layer of it, and a parameter of that layer.
+
+    ``left_as`` is the type of a layer that is left to the host whatever its parameters are; ``path`` is what
+    the file calls the layer.
+    """
 
     component: str
     layer: str
     parameter: str
+    left_as: str | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,16 @@ class Recognised:
 
 
 #: Textual-inversion embeddings that trainers bundle with a LoRA; a host knows what to do with them.
+_WORD = re.compile(r"[._]")
 _BUNDLED = re.compile(r"bundle_emb\.(?P<name>.+?)\.(?P<parameter>.+)")
 
 #: Early diffusers wrote a text encoder's projections under the names of the UNet's.
-_EARLY_CLIP = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
+_EARLY_CLIP = {
+    **{"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"},
+    # Of the four that each projection got, only its own was ever applied (diffusers#3437).
+    **{"q_proj.to_q": "q_proj", "k_proj.to_k": "k_proj", "v_proj.to_v": "v_proj"},
+    "out_proj.to_out.0": "out_proj",
+}
 
 
 def recognise(container: Container) -> Recognised:
@@ -70,7 +84,7 @@ def _not_understood(
     return defect_error(
         file,
         f"{len(targets)} of {len(keys)} keys understood{known}; first unknown: {first}",
-        "use a LoRA for Stable Diffusion 1, 2, XL, 3 or Flux, or report this key",
+        f"its layers were looked for in {', '.join(BY_NAME)}; report this key if it is for one of them",
         kind=UnknownDialectError,
     )
 
@@ -105,8 +119,16 @@ def _target(key: str, placed: tuple[Place, str] | None, model: Identified) -> Ta
     if placed is None:
         return None
     (component, path), parameter = placed
-    name = _denoiser_name(path, model) if component == DENOISER else _text_name(component, path)
-    return None if name is None else Target(component, name, parameter)
+    if component != DENOISER:
+        name = _text_name(component, path)
+        left_as = "text encoder" if name is None else None
+        return Target(component, name or f"{component}.{path.text}", parameter, left_as, path.text)
+    name = _denoiser_name(path, model)
+    if name is not None:
+        return Target(component, name, parameter, "embedder" if is_embedder(name) else None, path.text)
+    # Outside of the blocks there is no attention, so the comparison does without.
+    outside = model.reading is not None and not any(word.isdigit() for word in _WORD.split(path.text))
+    return Target(component, path.text, parameter, "other") if outside else None
 
 
 def _denoiser_name(path: Path, model: Identified) -> str | None:

@@ -9,16 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from klora.files.lora_file import LoraFile, read_lora, targeted_modules
+from klora.files.models import BY_NAME
 from klora.files.trigger_words import preferred_weight
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Facts about one file. Trigger words are untrusted text: escape them in HTML."""
+    """Facts about one file. Trigger words are untrusted text: escape them in HTML.
+
+    ``tried_on`` names the programs on which a pair for this base model was tried; none of them is no reason
+    against a plan.
+    """
 
     file: str
     dialect: str
     base_model: str
+    variant: str | None
+    tried_on: list[str]
     kinds: Mapping[str, int]
     rank: str | None
     alpha: str | None
@@ -30,6 +37,7 @@ class Summary:
     trigger_words: list[str]
     preferred_weight: float | None
     hash: str
+    notes: list[str]
 
     def as_json(self) -> dict[str, object]:
         """The same as a plain table."""
@@ -62,6 +70,8 @@ def summary_of(file: LoraFile) -> Summary:
         file=str(file.path),
         dialect=file.dialect,
         base_model=file.base_model,
+        variant=file.variant,
+        tried_on=_tried_on(file.base_model),
         kinds=_counted(layer.kind for layer in file.all_layers),
         rank=None if file.ranks is None else _range(*file.ranks),
         alpha=_range(min(alphas), max(alphas)) if alphas else None,
@@ -73,7 +83,12 @@ def summary_of(file: LoraFile) -> Summary:
         trigger_words=list(file.trigger_words()),
         preferred_weight=preferred_weight(file.path),
         hash=file.webui_hash[:12],
+        notes=list(file.notes),
     )
+
+
+def _tried_on(base_model: str) -> list[str]:
+    return list(BY_NAME[base_model].hosts) or ["no host yet"] if base_model in BY_NAME else []
 
 
 def _counted(names: Iterable[str]) -> Mapping[str, int]:

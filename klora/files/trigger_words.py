@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from klora.files.defects import shown
+from klora.files.sidecars import read_sidecar
 
 _SIDECAR_LIMIT = 2**20
 _WORD_LENGTH = 200
@@ -36,10 +37,10 @@ def preferred_weight(path: Path) -> float | None:
 
 
 def _sidecar(path: Path) -> Mapping[str, object]:
+    text = read_sidecar(path.with_suffix(".json"), _SIDECAR_LIMIT)
     try:
-        with path.with_suffix(".json").open("rb") as stream:
-            found = json.loads(stream.read(_SIDECAR_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -46,8 +46,9 @@ class FilePair:
         return tuple(self.lasting_key())
 
     def lasting_key(self) -> Sequence[object]:
-        """The same: nothing else matters, for each file is at weight 1 and no type here needs a model."""
-        return [content_hash(file.path) for file in self._files]
+        """The same, and what a transform has made of it: each file is at weight 1, and no type here needs a
+        model."""
+        return [(content_hash(file.path), file.identity.rewritten) for file in self._files]
 
 
 def _ranks(pair: PairedLayer) -> dict[int, int | None]:

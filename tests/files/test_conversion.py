@@ -90,7 +90,7 @@ def test_transformers(form: str, target: str, tmp_path: Path) -> None:
 
 
 def test_only_some_projections_of_a_fused_module(tmp_path: Path) -> None:
-    """A kohya file has the whole module: rows that were not trained are zero."""
+    """A kohya file has the whole module: the parts that were not trained are zero, and as if not there."""
     widths = {"transformer_blocks.0.attn.to_k": (6, 6), "single_transformer_blocks.7.attn.to_v": (6, 6)}
     path = write(tmp_path / "in.safetensors", pairs(widths), FLUX_SPLIT_DIALECTS["bare-transformer"])
     made = convert(path, tmp_path / "out.safetensors", "kohya")
@@ -99,7 +99,8 @@ def test_only_some_projections_of_a_fused_module(tmp_path: Path) -> None:
     for name, delta in found.items():
         expected = truth.get(name, torch.zeros(delta.shape, dtype=torch.float64))
         assert torch.allclose(delta.double(), expected, rtol=1e-5, atol=1e-6), name
-    assert len(found) == 7
+    assert set(found) == set(truth)
+    assert sum(len(layer.parts()) for layer in made.layers.values()) == 7
 
 
 def test_a_split_type_that_is_not_low_rank_becomes_a_difference(tmp_path: Path) -> None:

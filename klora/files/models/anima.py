@@ -51,7 +51,7 @@ MODEL = BaseModel(
     "Anima",
     (
         Block("llm_adapter.blocks.#", "llm_adapter.blocks.#", _ADAPTER, 6),
-        Block("", "", _BEFORE),
+        Block("", "", _BEFORE, embeds=True),
         Block("transformer_blocks.#", "blocks.#", _BLOCK, 28),
         Block("", "", _AFTER),
     ),

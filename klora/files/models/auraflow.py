@@ -37,7 +37,7 @@ _BEFORE = (
 MODEL = BaseModel(
     "AuraFlow",
     (
-        Block("", "", _BEFORE),
+        Block("", "", _BEFORE, embeds=True),
         Block("joint_transformer_blocks.#", "double_layers.#", _JOINT, 4),
         Block("single_transformer_blocks.#", "single_layers.#", _SINGLE, 32),
         Block("", "", (linear("norm_out.linear", "modF.1"), linear("proj_out", "final_linear"))),

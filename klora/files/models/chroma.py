@@ -17,7 +17,12 @@ MODEL = BaseModel(
         Block(_APPROXIMATOR, _APPROXIMATOR, (linear("in_proj", "in_proj"),)),
         Block(_APPROXIMATOR, _APPROXIMATOR, _LAYER),
         Block(_APPROXIMATOR, _APPROXIMATOR, (linear("out_proj", "out_proj"),)),
-        Block("", "", tuple(leaf for leaf in BEFORE if leaf.name in ("x_embedder", "context_embedder"))),
+        Block(
+            "",
+            "",
+            tuple(leaf for leaf in BEFORE if leaf.name in ("x_embedder", "context_embedder")),
+            embeds=True,
+        ),
         Block("transformer_blocks.#", "double_blocks.#", without(DOUBLE, *_NOT_HERE), 19),
         Block("single_transformer_blocks.#", "single_blocks.#", without(SINGLE, *_NOT_HERE), 38),
         Block("", "", tuple(leaf for leaf in AFTER if leaf.name == "proj_out")),
@@ -28,5 +33,5 @@ MODEL = BaseModel(
     configurations=("Chroma",),
     also_loads=("Flux",),
     hosts=("Neo",),
-    text_encoders=("te3",),
+    text_encoders={"text_encoder": "lora_te3_", "text_encoder_3": "lora_te3_"},
 )

@@ -15,7 +15,8 @@ _BEFORE = ("x_embedder.proj", "text_proj", "time_embedding.linear_1", "time_embe
 MODEL = BaseModel(
     "ERNIE-Image",
     (
-        Block("", "", tuple(linear(name, name) for name in (*_BEFORE, "adaLN_modulation.1"))),
+        Block("", "", tuple(linear(name, name) for name in _BEFORE), embeds=True),
+        Block("", "", (linear("adaLN_modulation.1", "adaLN_modulation.1"),)),
         Block("layers.#", "layers.#", _LAYER, 36),
         Block("", "", tuple(linear(name, name) for name in ("final_norm.linear", "final_linear"))),
     ),

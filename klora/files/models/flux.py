@@ -54,7 +54,7 @@ AFTER: tuple[Leaf, ...] = (
 MODEL = BaseModel(
     "Flux",
     (
-        Block("", "", BEFORE),
+        Block("", "", BEFORE, embeds=True),
         Block("transformer_blocks.#", "double_blocks.#", DOUBLE, 19),
         Block("single_transformer_blocks.#", "single_blocks.#", SINGLE, 38),
         Block("", "", AFTER),
@@ -70,5 +70,10 @@ MODEL = BaseModel(
         ("control", ("canny-dev", "depth-dev")),
     ),
     hosts=("Forge", "Neo", "diffusers"),
-    text_encoders=("te1", "te3"),
+    # Flux has two text encoders, but kohya calls T5 the third everywhere.
+    text_encoders={
+        "text_encoder": "lora_te1_",
+        "text_encoder_2": "lora_te3_",
+        "text_encoder_3": "lora_te3_",
+    },
 )

@@ -1,5 +1,7 @@
 """Flux.2 dev: the blocks share their modulation, and the MLP is gated and fused with q, k and v."""
 
+from dataclasses import replace
+
 from klora.files.models.flux import ADDED_QKV, QKV
 from klora.files.models.model import BaseModel, Block, attention, fused, linear, swapped
 
@@ -20,7 +22,7 @@ _DOUBLE = (
     linear("ff_context.linear_out", "txt_mlp.2", 1, 3),
 )
 _SINGLE = (
-    fused("attn.to_qkv_mlp_proj", "linear1", (*QKV, ("attn.mlp_in", 6))),
+    replace(fused("attn.to_qkv_mlp_proj", "linear1", (*QKV, ("attn.mlp_in", 6))), fused_in_diffusers=True),
     *(attention(f"attn.to_{one}") for one in "qkv"),
     linear("attn.mlp_in", None, 6, 1),
     linear("attn.norm_q", "norm.query_norm"),
@@ -43,7 +45,7 @@ def blocks(double: int, single: int) -> tuple[Block, ...]:
     """The blocks of a Flux.2 with so many of each kind."""
     return (
         Block("", "", _MODULATION),
-        Block("", "", (linear("x_embedder", "img_in"), linear("context_embedder", "txt_in"))),
+        Block("", "", (linear("x_embedder", "img_in"), linear("context_embedder", "txt_in")), embeds=True),
         Block("transformer_blocks.#", "double_blocks.#", _DOUBLE, double),
         Block("single_transformer_blocks.#", "single_blocks.#", _SINGLE, single),
         Block(

@@ -51,7 +51,7 @@ _BEFORE = (
 MODEL = BaseModel(
     "HiDream",
     (
-        Block("", "", _BEFORE),
+        Block("", "", _BEFORE, embeds=True),
         Block("double_stream_blocks.#.block", "double_stream_blocks.#.block", _DOUBLE, 16),
         Block("single_stream_blocks.#.block", "single_stream_blocks.#.block", _SINGLE, 32),
         Block("", "", _same("final_layer.adaLN_modulation.1", "final_layer.linear")),

@@ -65,8 +65,8 @@ def blocks(before: tuple[Leaf, ...]) -> tuple[Block, ...]:
     """The blocks behind what is called ``before`` them."""
     refiner = ("context_embedder.token_refiner.refiner_blocks.#", "txt_in.individual_token_refiner.blocks.#")
     return (
-        Block("", "", before),
-        Block("context_embedder", "txt_in", _TEXT),
+        Block("", "", before, embeds=True),
+        Block("context_embedder", "txt_in", _TEXT, embeds=True),
         Block(*refiner, _REFINER, 2),
         Block("transformer_blocks.#", "double_blocks.#", DOUBLE, 20),
         Block("single_transformer_blocks.#", "single_blocks.#", SINGLE, 40),

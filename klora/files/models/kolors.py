@@ -6,7 +6,7 @@ from klora.files.models.unet import level_widths, unet
 MODEL = BaseModel(
     "Kolors",
     (
-        Block("", "", (linear("encoder_hid_proj", "encoder_hid_proj"),)),
+        Block("", "", (linear("encoder_hid_proj", "encoder_hid_proj"),), embeds=True),
         *unet((0, 2, 10), 10, (10, 2, 0), has_label=True),
     ),
     level_widths((320, 640, 1280), 2048),

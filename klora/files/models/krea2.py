@@ -30,11 +30,11 @@ _TIME = (
 MODEL = BaseModel(
     "Krea 2",
     (
-        Block("", "", _TIME),
+        Block("", "", _TIME, embeds=True),
         Block("text_fusion.layerwise_blocks.#", "txtfusion.layerwise_blocks.#", _TEXT_BLOCK, 2, "text"),
         Block("", "", (linear("text_fusion.projector", "txtfusion.projector"),)),
         Block("text_fusion.refiner_blocks.#", "txtfusion.refiner_blocks.#", _TEXT_BLOCK, 2, "text"),
-        Block("", "", (*_IN, linear("img_in", "first"))),
+        Block("", "", (*_IN, linear("img_in", "first")), embeds=True),
         Block("transformer_blocks.#", "blocks.#", _block(0.25), 28),
         Block("", "", (linear("final_layer.linear", "last.linear"),)),
     ),

@@ -23,9 +23,9 @@ _BEFORE = (
 MODEL = BaseModel(
     "Lumina 2",
     (
-        Block("", "", _BEFORE),
+        Block("", "", _BEFORE, embeds=True),
         Block("context_refiner.#", "context_refiner.#", _LAYER, 2),
-        Block("", "", (linear("x_embedder", "x_embedder"),)),
+        Block("", "", (linear("x_embedder", "x_embedder"),), embeds=True),
         Block("noise_refiner.#", "noise_refiner.#", (*_MODULATION, *_LAYER), 2),
         Block("layers.#", "layers.#", (*_MODULATION, *_LAYER), 26),
         Block(

@@ -23,7 +23,8 @@ class Leaf:
 
     ``native`` is what the model's own code and the WebUIs call it, ``also`` what others do. ``out`` and
     ``inside`` are its sizes. ``parts`` are the projections fused in it, by their names in the block, and the
-    rows that each has, in units. ``kernel`` is that of a convolution which some types store as a matrix.
+    rows that each has, in units. ``kernel`` is that of a convolution which some types store as a matrix. Of
+    some fused layers the projections are no modules in diffusers either: ``fused_in_diffusers``.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Leaf:
     also: tuple[str, ...] = ()
     parts: tuple[tuple[str, Ranges], ...] = ()
     kernel: tuple[int, int] | None = None
+    fused_in_diffusers: bool = False
 
     @property
     def units(self) -> int:
@@ -73,6 +75,8 @@ class Block:
 
     A ``#`` in the path makes it a row of equal blocks, of which the real model has ``count``; a count of 0
     is a block that other models of the family have. ``width`` names the width that the sizes refer to.
+    ``embeds`` says that its layers bring pictures, texts and time into the model: they are left to the host,
+    because variants of a model (control, inpainting) differ in nothing but their sizes.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Block:
     count: int | None = None
     width: str = "transformer"
     also: tuple[str, ...] = ()
+    embeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,9 @@ class BaseModel:
     attribute that is true, or the class of its ``model_config``. ``also_loads`` names further models whose
     files the loaded model takes. ``hosts`` are the programs on which K-LoRA was tried with it. ``variants``
     are models with the same layers, and the words by which a file's metadata or name tell them.
+    ``diffusers_prefix`` stands before the denoiser's layers in diffusers' files; ``kohya_is_native`` is
+    whether kohya's scripts write the native names; ``text_encoders`` leads from the text encoders that the
+    model has to their prefixes in kohya's files.
     """
 
     name: str
@@ -145,7 +153,7 @@ class BaseModel:
     variants: tuple[tuple[str, tuple[str, ...]], ...] = ()
     diffusers_prefix: str = "transformer."
     kohya_is_native: bool = True
-    text_encoders: tuple[str, ...] = ()
+    text_encoders: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> Iterator[Layer]:
         """All layers, in forward order."""

@@ -27,8 +27,8 @@ _TEXT = (
 MODEL = BaseModel(
     "PixArt",
     (
-        Block("", "", (linear("pos_embed.proj", "x_embedder.proj"),)),
-        Block("", "", (*_TIME, linear("adaln_single.linear", "t_block.1"), *_TEXT)),
+        Block("", "", (linear("pos_embed.proj", "x_embedder.proj"),), embeds=True),
+        Block("", "", (*_TIME, linear("adaln_single.linear", "t_block.1"), *_TEXT), embeds=True),
         Block("transformer_blocks.#", "blocks.#", _BLOCK, 28),
         Block("", "", (linear("proj_out", "final_layer.linear"),)),
     ),

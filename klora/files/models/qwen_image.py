@@ -25,7 +25,7 @@ _BEFORE = (
 MODEL = BaseModel(
     "Qwen-Image",
     (
-        Block("", "", tuple(linear(name, name) for name in _BEFORE)),
+        Block("", "", tuple(linear(name, name) for name in _BEFORE), embeds=True),
         Block("transformer_blocks.#", "transformer_blocks.#", _BLOCK, 60),
         Block("", "", tuple(linear(name, name) for name in ("norm_out.linear", "proj_out"))),
     ),

@@ -13,5 +13,5 @@ MODEL = BaseModel(
     hosts=("A1111", "Forge", "reForge", "diffusers"),
     diffusers_prefix="unet.",
     kohya_is_native=False,
-    text_encoders=("te",),
+    text_encoders={"text_encoder": "lora_te_"},
 )

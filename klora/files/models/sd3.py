@@ -47,6 +47,7 @@ MODEL = BaseModel(
                 linear("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2"),
                 linear("context_embedder", "context_embedder"),
             ),
+            embeds=True,
         ),
         Block("transformer_blocks.#", "joint_blocks.#", _JOINT, 38),
         Block(
@@ -65,5 +66,9 @@ MODEL = BaseModel(
     configurations=("SD3", "SD35"),
     hosts=("A1111", "Forge", "diffusers"),
     yields_to=("Flux",),
-    text_encoders=("te1", "te2", "te3"),
+    text_encoders={
+        "text_encoder": "lora_te1_",
+        "text_encoder_2": "lora_te2_",
+        "text_encoder_3": "lora_te3_",
+    },
 )

@@ -26,5 +26,5 @@ MODEL = BaseModel(
     ),
     hosts=("A1111", "Forge", "Neo", "reForge", "diffusers"),
     diffusers_prefix="unet.",
-    text_encoders=("te1", "te2"),
+    text_encoders={"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
 )

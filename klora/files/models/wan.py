@@ -35,8 +35,8 @@ _CONDITION = (
 MODEL = BaseModel(
     "Wan",
     (
-        Block("", "", (linear("patch_embedding", "patch_embedding"),)),
-        Block("condition_embedder", "", _CONDITION),
+        Block("", "", (linear("patch_embedding", "patch_embedding"),), embeds=True),
+        Block("condition_embedder", "", _CONDITION, embeds=True),
         Block("blocks.#", "blocks.#", _BLOCK, 40),
         Block("", "", (linear("proj_out", "head.head"),)),
     ),

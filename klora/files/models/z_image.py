@@ -17,10 +17,15 @@ _ENDS = "all_final_layer.2-1"
 MODEL = BaseModel(
     "Z-Image",
     (
-        Block("", "", tuple(linear(f"t_embedder.mlp.{one}", f"t_embedder.mlp.{one}") for one in (0, 2))),
-        Block("", "", (linear("all_x_embedder.2-1", "x_embedder"),)),
+        Block(
+            "",
+            "",
+            tuple(linear(f"t_embedder.mlp.{one}", f"t_embedder.mlp.{one}") for one in (0, 2)),
+            embeds=True,
+        ),
+        Block("", "", (linear("all_x_embedder.2-1", "x_embedder"),), embeds=True),
         Block("noise_refiner.#", "noise_refiner.#", (*_MODULATION, *_LAYER), 2),
-        Block("", "", (linear("cap_embedder.1", "cap_embedder.1"),)),
+        Block("", "", (linear("cap_embedder.1", "cap_embedder.1"),), embeds=True),
         Block("context_refiner.#", "context_refiner.#", _LAYER, 2),
         Block("layers.#", "layers.#", (*_MODULATION, *_LAYER), 30),
         Block(

@@ -64,7 +64,7 @@ def changed_layers(
     `klora.files.pair_layers` does. A module whose name no engine knows is called as the host calls it.
     """
     parameters = dict(model.named_parameters())
-    known = known_layers(files)
+    known, base_model = known_layers(files), _base_model(files)
     modules: dict[str, list[str]] = {}
     for name in sorted(set().union(*touched)):
         if name.startswith(_DENOISER) and name in parameters:
@@ -72,7 +72,7 @@ def changed_layers(
     found = {
         layer.view.name: layer
         for module, names in modules.items()
-        for layer in _layers_of(module, names, parameters, known, touched)
+        for layer in _layers_of(module, names, parameters, known, touched, base_model)
     }
     return {name: found[name] for name in in_forward_order(sorted(found))}
 
@@ -89,16 +89,29 @@ def _known(path: str) -> KnownLayers:
         return None  # what is unsound was refused before; what is left only the host can read
 
 
+def _base_model(files: Sequence[str]) -> str:
+    """That of the first file which tells: it says whose native names the parameters have."""
+    for path in files:
+        try:
+            name = read_lora(path).base_model
+        except LoraFileError:
+            continue  # as above
+        if name != "unknown":
+            return name
+    return "unknown"
+
+
 def _layers_of(
     module: str,
     names: Sequence[str],
     parameters: Mapping[str, nn.Parameter],
     known: Sequence[KnownLayers],
     touched: Sequence[Collection[str]],
+    base_model: str,
 ) -> Iterator[ChangedLayer]:
     weight = module + _WEIGHT
     is_matrix = weight in names and len(parameters[weight].shape) in (2, 4)
-    whole = host_layer_to_canonical(weight, "unknown") or module
+    whole = host_layer_to_canonical(weight, base_model) or module
     parts = _parts(whole, parameters[weight]) if is_matrix else (Part(whole, ()),)
     for part in parts:
         touches = {
