@@ -300,9 +300,9 @@
             return [];
         },
         state: (tab, values) => {
-            const state = memory(tab), wasOn = state.values?.[0];
+            const state = memory(tab), wasOn = Boolean(state.values?.[0]);
             state.values = values;
-            if (wasOn === false && values[0]) openAccordion(tab);
+            if (!wasOn && values[0]) openAccordion(tab);
             showRule(tab);
             look(tab);
             return [];
