@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from klora.lab import world
 from klora.lab.loop import Loop, Plan, device
-from klora.lab.model import LATENT_SCALE, build_autoencoder, in_parts
+from klora.lab.model import FIRST, LATENT_SCALE, Shape, build_autoencoder, in_parts
 
 BATCH = 8
 KL_WEIGHT = 1e-6
@@ -125,13 +125,15 @@ def kept_average(cache: Path, name: str) -> dict[str, Tensor]:
     return kept
 
 
-def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
-    """Go on training the decoder alone, for pictures [n, 3, 64, 64] in bytes; latents stay as they are.
+def refine(
+    cache: Path, drawn: Tensor, plan: Plan, minutes: float, shape: Shape = FIRST, batch: int = BATCH
+) -> Loop:
+    """Go on training the decoder alone, for pictures [n, 3, h, w] in bytes; latents stay as they are.
 
     The base model can so learn at the same time. Starts from the autoencoder's averaged weights.
     """
     torch.manual_seed(plan.seed)
-    model = build_autoencoder()
+    model = build_autoencoder(shape)
     model.load_state_dict(kept_average(cache, "autoencoder"))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
@@ -141,7 +143,7 @@ def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
     loop = Loop("decoder", cache / "checkpoints", model, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(drawn), (BATCH,), generator=generator)
+        chosen = torch.randint(len(drawn), (batch,), generator=generator)
         noise = torch.randn(mean[chosen].shape, generator=generator)
         latent = (mean[chosen] + deviation[chosen] * noise).to(device())
         with torch.autocast(latent.device.type, dtype=torch.bfloat16):

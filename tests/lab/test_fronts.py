@@ -20,6 +20,7 @@ from klora.lab.fronts import (  # noqa: E402
     branches,
     calibration,
     effects,
+    glance,
     methods,
     report,
     sampling,
@@ -332,3 +333,23 @@ def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
     assert "Difference from: weights" in text
     assert "| smooth |" in text
     assert written[2].stat().st_size > 5000
+
+
+def test_a_glance_has_the_truth_each_alone_and_the_methods(lab: Path, pair: Pair) -> None:
+    drawn = np.full((128, 128, 3), 77, np.uint8)
+    _write_truth(lab / truth.NAME, drawn)
+    truth.drawings.cache_clear()
+    shown = {"added": (methods.method("weights"), 0.0), "fused": (methods.method("K-LoRA"), 0.0)}
+    made = glance.row(Sampling(lab, steps=STEPS), pair, shown, seed=1)
+    assert len(made) == 5
+    assert (made[0] == 77).all()
+    for place, shares in ((1, (1.0, 0.0)), (2, (0.0, 1.0)), (3, (1.0, 1.0))):
+        expected = _merged_picture(trained_of(lab), pair, shares, 1)
+        assert (made[place].int() - expected.int()).abs().max() <= 1
+    sheet = glance.sheet(Sampling(lab, steps=1), [pair], shown)
+    assert sheet.width > 5 * 128
+
+
+def trained_of(lab: Path) -> model.Model:
+    """The model of the untrained lab."""
+    return checkpoint.load(lab / "klora-lab.safetensors", model.SECOND)

@@ -28,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--weights", type=Path, required=True, help="folder of world 2's weights")
     parser.add_argument("--out", type=Path, default=Path("klora-out") / "fronts", help="scores and reports")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread (default: 1)")
     parser.add_argument("--list", action="store_true", help="list the study's methods and make nothing")
 
 
@@ -45,7 +46,7 @@ def run(chosen: Namespace) -> int:
         range(chosen.seeds),
         tuple(chosen.balances),
     )
-    make_all(study)
+    make_all(study, chosen.workers)
     fronts = [study.front(method) for method in study.methods]
     kept = chosen.out / f"balances-{chosen.world}-{chosen.guidance_scale:g}.json"
     balances = _balances(chosen.half, fronts, kept)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from klora.lab import checkpoint
@@ -26,6 +30,18 @@ from klora.lab.world2 import truth
 from klora.lab.world2.judges import Judges
 from klora.lab.world2.pairs import Pair
 from klora.lab.world2.scoring import MEASURES, score
+
+
+@lru_cache(maxsize=1)
+def loaded_model(weights: Path) -> Model:
+    """The model of a folder of weights, loaded once in each process."""
+    return checkpoint.load(weights / f"{checkpoint.NAME}.safetensors", SECOND)
+
+
+@lru_cache(maxsize=1)
+def loaded_judges(weights: Path) -> Judges:
+    """The judges of a folder of weights, loaded once in each process."""
+    return Judges.load(weights / JUDGES)
 
 
 @dataclass(frozen=True)
@@ -95,17 +111,6 @@ class Study:
     seeds: Sequence[int]
     balances: tuple[float, ...] = BALANCES
 
-    @cached_property
-    def model(self) -> Model:
-        """The model, loaded when first needed."""
-        weights = self.store.sampling.weights
-        return checkpoint.load(weights / f"{checkpoint.NAME}.safetensors", SECOND)
-
-    @cached_property
-    def judges(self) -> Judges:
-        """The judges, loaded when first needed."""
-        return Judges.load(self.store.sampling.weights / JUDGES)
-
     def open_tasks(self, pair: Pair) -> list[Task]:
         """What is yet to be made of a pair."""
         wanted = [(balance, seed) for balance in self.balances for seed in self.seeds]
@@ -120,7 +125,7 @@ class Study:
         tasks = self.open_tasks(pair)
         if not tasks:
             return
-        prepared = Prepared(self.model, pair, self.store.sampling)
+        prepared = Prepared(loaded_model(self.store.sampling.weights), pair, self.store.sampling)
         for transform in dict.fromkeys(task.method.transform for task in tasks):
             of_one = [task for task in tasks if task.method.transform == transform]
             for start in range(0, len(of_one), BATCH):
@@ -131,7 +136,7 @@ class Study:
     def _keep(self, pair: Pair, batch: Sequence[Task], made: Tensor) -> None:
         weights = self.store.sampling.weights
         true = truth.drawings(weights / truth.NAME)[pair.content.name, pair.style.subject]
-        found = score(self.judges, pair.content, pair.style.subject, made, true)
+        found = score(loaded_judges(weights), pair.content, pair.style.subject, made, true)
         for method in dict.fromkeys(task.method for task in batch):
             new: dict[Cell, Scores] = {
                 task.cell: {name: round(float(found[name][place]), 4) for name in MEASURES}
@@ -155,12 +160,36 @@ class Study:
         return Front(method.name, self.balances, MEASURES, units(np.array(per_pair), owners))
 
 
-def make_all(study: Study) -> None:
-    """Make everything that is missing, with a bar."""
+def make_all(study: Study, workers: int = 1) -> None:
+    """Make everything that is missing, in one process or, pair by pair, in several."""
     from tqdm import tqdm
 
-    total = sum(len(study.open_tasks(pair)) for pair in study.pairs)
+    open_pairs = [pair for pair in study.pairs if study.open_tasks(pair)]
+    total = sum(len(study.open_tasks(pair)) for pair in open_pairs)
     with tqdm(total=total, desc="pictures", unit="picture", smoothing=0.02, disable=not total) as bar:
-        for pair in study.pairs:
-            for count in study.make(pair):
-                bar.update(count)
+        for count in _counts(study, open_pairs, workers):
+            bar.update(count)
+
+
+def _counts(study: Study, pairs: Sequence[Pair], workers: int) -> Iterator[int]:
+    """Make all of some pairs; yields how many pictures are done each time that some are."""
+    if workers == 1:
+        for pair in pairs:
+            yield from study.make(pair)
+        return
+    start = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in any state
+    with ProcessPoolExecutor(workers, mp_context=start, initializer=_one_thread) as pool:
+        futures = [pool.submit(_work, study, pair) for pair in pairs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _work(study: Study, pair: Pair) -> int:
+    return sum(study.make(pair))

@@ -15,6 +15,7 @@ from klora.lab.world2.kinds import KINDS
 from klora.lab.world2.styles import BASE_STYLES, HELD_OUT_STYLES, SIZE
 
 PLAN = Plan(steps=6000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+DECODER_PLAN = Plan(steps=2500, rate=2e-3, warmup=20, fall=0.8, averaging=0.995, seed=3)
 WHOLE_BATCH, CUT_BATCH = 2, 8
 CUT = 64
 """Edge of the pieces that most steps learn from: as many pixels, but four times as many pictures."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from klora.lab import base, checkpoint, icons, text
 from klora.lab import gates as record
-from klora.lab.autoencoder import kept_average
+from klora.lab.autoencoder import kept_average, refine
 from klora.lab.loop import Plan
 from klora.lab.model import SECOND, Model, build_autoencoder, build_denoiser
 from klora.lab.words import Words
@@ -40,9 +40,19 @@ class Job:
 
 
 def encoder_of(cache: Path) -> nn.Module:
-    """The trained autoencoder with the latents' statistics folded into its weights."""
+    """The autoencoder as its first training left it: its latents are those that the denoiser learns."""
+    return _folded(cache, "autoencoder")
+
+
+def decoder_of(cache: Path) -> nn.Module:
+    """The same encoder with the refined decoder."""
+    return _folded(cache, "decoder")
+
+
+def _folded(cache: Path, name: str) -> nn.Module:
+    """An autoencoder of the cache with the latents' statistics folded into its weights."""
     network = build_autoencoder(SECOND)
-    network.load_state_dict(kept_average(cache, "autoencoder"))
+    network.load_state_dict(kept_average(cache, name))
     drawn = torch.cat([kinds_in_style(cache, KINDS, style, "kinds")[::4] for style in BASE_STYLES])
     base.normalise_autoencoder(network.eval(), drawn)
     return network
@@ -77,12 +87,18 @@ def trained_model(cache: Path) -> Model:
     full = text.full_vocabulary(
         reader_of(cache).text_encoder, Words.of(base_prompts()), triggers=trigger_prompts(), shape=SECOND
     )
-    return Model(encoder_of(cache), denoiser, full).eval()
+    return Model(decoder_of(cache), denoiser, full).eval()
 
 
 def train_autoencoder(job: Job) -> None:
     """Stage ``vae``: the autoencoder."""
     autoencoder.train(job.cache, autoencoder.PLAN, job.minutes)
+
+
+def train_decoder(job: Job) -> None:
+    """Stage ``decoder``: the decoder once more, on whole pictures; latents stay."""
+    drawn, plan = autoencoder.lessons(job.cache), autoencoder.DECODER_PLAN
+    refine(job.cache, drawn, plan, job.minutes, SECOND, autoencoder.WHOLE_BATCH)
 
 
 def train_text(job: Job) -> None:
@@ -103,7 +119,7 @@ def train_base(job: Job) -> None:
 
 def train_judges(job: Job) -> None:
     """Stage ``judges``: the judges, on drawings, and their file."""
-    judges.train(job.cache, encoder_of(job.cache))
+    judges.train(job.cache, decoder_of(job.cache))
     judges.Judges.from_cache(job.cache).save(job.out / JUDGES)
 
 
@@ -130,6 +146,7 @@ def load_model(folder: Path) -> Model:
 STAGES: dict[str, Callable[[Job], object]] = {
     "icons": lambda job: icons.fetch(job.cache),
     "vae": train_autoencoder,
+    "decoder": train_decoder,
     "text": train_text,
     "base": train_base,
     "judges": train_judges,
