@@ -358,11 +358,30 @@ def test_the_infotext_names_pair_and_rule(webui: WebUI) -> None:
     assert "K-LoRA" not in webui.txt2img(PAIR).infotexts[0]
 
 
-def test_the_plan_picture_is_added_when_wanted(webui: WebUI) -> None:
+def test_the_plan_lies_beside_the_saved_picture_and_not_among_the_results(
+    webui: WebUI, data_folder: Path
+) -> None:
     plain = webui.txt2img(PAIR, {})
-    shown = webui.txt2img(PAIR, {"show_plan": True})
-    assert shown.pixels[0] == plain.pixels[0]
-    assert len(shown.pixels) == len(plain.pixels) + 1
+    shown = webui.txt2img(PAIR, {"show_plan": True}, save_images=True)
+    assert shown.pixels == plain.pixels
+    (plan,) = data_folder.rglob("*-plan.png")
+    assert plan.with_name(plan.name.replace("-plan", "")).exists()
+
+
+def test_a_comparison_makes_five_pictures_and_a_grid(webui: WebUI) -> None:
+    made = webui.txt2img(PAIR, {}, script_name="K-LoRA: compare", script_args=["ways"])
+    alone = [webui.txt2img(f"a cat {one}") for one in (CONTENT, STYLE)]
+    assert len(made.pixels) == len(made.infotexts) == 6
+    assert made.pixels[1:4] == (*(one.pixels[0] for one in alone), webui.txt2img(PAIR).pixels[0])
+    assert made.pixels[5] == webui.txt2img(PAIR, {}).pixels[0]
+
+
+def test_prompt_matrix_counts_only_its_own_pictures(webui: WebUI) -> None:
+    arguments = [False, False, "positive", "comma", 0]
+    prompt = f"{PAIR}|red"
+    plain = webui.txt2img(prompt, {}, script_name="Prompt matrix", script_args=arguments)
+    shown = webui.txt2img(prompt, {"show_plan": True}, script_name="Prompt matrix", script_args=arguments)
+    assert shown.pixels == plain.pixels
 
 
 def test_routes(webui: WebUI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from klora.errors import KloraError, LoraFileError, PairError, SettingsError
+from klora.hosts.webui import won
 from klora.hosts.webui.job import wanted_settings
 from klora.settings import Settings
 from tests.engine.lora_files import write_lora
@@ -83,7 +85,7 @@ def test_positional_arguments_and_unticked_garbage(webui: Webui) -> None:
     with pytest.raises(SettingsError, match="alpha is nan"):
         wanted_settings([{"alpha": float("nan")}], p)
     p.klora_overrides = {"enabled": True, "alpha": 2.5}
-    assert wanted_settings([False, "garbage"], p) == Settings(enabled=True, alpha=2.5)
+    assert wanted_settings([False, "garbage"], p) == Settings(enabled=True, alpha=2.5, preset="none")
 
 
 @pytest.mark.parametrize(
@@ -227,13 +229,23 @@ def test_progress_is_told_and_taken_back(webui: Webui) -> None:
     assert told[-1] == "before"
 
 
-def test_the_plan_is_shown_where_wanted(webui: Webui) -> None:
-    for show, count in ((False, 0), (True, 1)):
+def test_nothing_is_put_among_the_pictures_and_the_plan_lies_beside_the_saved_one(
+    webui: Webui, tmp_path: Path
+) -> None:
+    picture = SimpleNamespace(already_saved_as=str(tmp_path / "00001-7.png"))
+    for show, text in ((False, "hidden"), (True, "shown")):
         p = webui.generate(BOTH, {"show_plan": show})
-        processed = SimpleNamespace(images=[], infotexts=[])
+        processed = SimpleNamespace(images=[picture], infotexts=[text])
         webui.script.postprocess(p, processed)
-        assert len(processed.images) == len(processed.infotexts) == count
-    assert processed.images[0].size[0] > 300
+        assert (processed.images, processed.infotexts) == ([picture], [text])
+        assert (tmp_path / "00001-7-plan.png").exists() == show
+        assert len(json.loads(won.answer(text))) == show
+
+
+def test_the_mark_of_a_comparison_is_no_setting(webui: Webui) -> None:
+    settings = [Settings(enabled=True).values[one.name] for one in Settings.offered()]
+    p = webui.generate(BOTH, *settings, "")
+    assert p.extra_generation_params["K-LoRA"].startswith("fox")
 
 
 @pytest.mark.parametrize("originals", [None, SimpleNamespace()], ids=["none", "a stub, as on reForge"])

@@ -125,8 +125,21 @@ class FakeGradio:
             def __exit__(self, *_: object) -> None:
                 gradio.inside.remove(self)
 
-            def click(self, fn: Any = None, _js: str | None = None, **rest: Any) -> None:
-                self.events.append({"on": "click", "fn": fn, "js": _js, **rest})
+            def click(self, fn: Any = None, _js: str | None = None, **rest: Any) -> Any:
+                return self.listen("click", fn, _js, rest)
+
+            def change(self, fn: Any = None, _js: str | None = None, **rest: Any) -> Any:
+                return self.listen("change", fn, _js, rest)
+
+            def input(self, fn: Any = None, _js: str | None = None, **rest: Any) -> Any:
+                return self.listen("input", fn, _js, rest)
+
+            def then(self, fn: Any = None, _js: str | None = None, **rest: Any) -> Any:
+                return self.listen("then", fn, _js, rest)
+
+            def listen(self, on: str, fn: Any, js: str | None, rest: dict[str, Any]) -> Any:
+                self.events.append({"on": on, "fn": fn, "js": js, **rest})
+                return self
 
         Component.__name__ = kind
         return Component
@@ -234,6 +247,12 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
         grid_data,
         grid_data,  # a file with two script classes is listed twice
     ]
+    paths = ModuleType("modules.paths_internal")
+    paths.data_path = str(tmp_path)  # type: ignore[attr-defined]
+    networks_tab = ModuleType("modules.ui_extra_networks")
+    networks_tab.extra_pages = []  # type: ignore[attr-defined]
+    models = ModuleType("modules.sd_models")
+    models.model_data = SimpleNamespace(sd_model=None)  # type: ignore[attr-defined]
     shared = ModuleType("modules.shared")
     shared.cmd_opts = options  # type: ignore[attr-defined]
     sd_models = ModuleType("modules.sd_models")
@@ -245,11 +264,15 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
     extra_networks.extra_network_registry = {"lora": object()}  # type: ignore[attr-defined]
     extra_networks.extra_network_aliases = {"lyco": object()}  # type: ignore[attr-defined]
     modules.scripts, modules.shared = scripts, shared  # type: ignore[attr-defined]
+    modules.sd_models, modules.ui_extra_networks = models, networks_tab  # type: ignore[attr-defined]
     modules.extra_networks = extra_networks  # type: ignore[attr-defined]
     fakes = {
         "modules": modules,
         "modules.scripts": scripts,
         "modules.shared": shared,
+        "modules.paths_internal": paths,
+        "modules.ui_extra_networks": networks_tab,
+        "modules.sd_models": models,
         "modules.extra_networks": extra_networks,
         "modules.sd_models": sd_models,
         "modules.paths_internal": paths,

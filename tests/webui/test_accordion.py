@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import json
 import sys
 from html.parser import HTMLParser
 from types import ModuleType
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from klora.hosts.webui import accordion
+from klora.hosts.webui import accordion, wiring
 from klora.hosts.webui.accordion import Accordion
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
@@ -61,13 +61,35 @@ def test_choices_are_plain_strings_and_the_library_is_offered(host: FakeHost) ->
     assert controls["schedule"].arguments["choices"] == ["S", "S*"]
 
 
-def test_rarely_used_controls_are_folded_away(host: FakeHost) -> None:
+def test_the_first_screen_is_roles_balance_and_preset_and_all_else_is_folded_away(host: FakeHost) -> None:
     controls = by_name(build())
     (fold,) = host.gradio.of_kind("Accordion")
+    assert fold.value == "Rule"
     assert fold.arguments["open"] is False
-    assert {name for name, one in controls.items() if fold in one.parents} == {
-        one.name for one in Settings.offered() if one.advanced
-    }
+    assert [name for name, one in controls.items() if fold not in one.parents] == [
+        *("enabled", "content", "style", "content_weight", "style_weight", "balance", "preset")
+    ]
+    folded = [one.label for one in host.gradio.made if fold in one.parents and one in controls.values()]
+    assert folded[0] == "Rule"
+
+
+def test_the_page_knows_which_settings_have_a_say_in_which_rule(host: FakeHost) -> None:
+    build()
+    told = json.loads(str(live_line(host)["data-facts"]))
+    assert told["order"] == NAMES
+    assert told["ids"]["alpha"] == "txt2img_klora_alpha"
+    for rule, names in told["rules"].items():
+        settings = Settings(rule=rule)
+        assert names == [one.name for one in Settings.offered() if settings.shapes(one)]
+    assert "tau" in told["rules"]["smooth"]
+    assert "tau" not in told["rules"]["K-LoRA"]
+
+
+def test_every_button_that_the_page_presses_is_there_and_not_seen(host: FakeHost) -> None:
+    build()
+    told = json.loads(str(live_line(host)["data-facts"]))
+    unseen = {one.elem_id for one in host.gradio.of_kind("Button") if one.arguments.get("visible") is False}
+    assert set(told["buttons"].values()) == unseen
 
 
 def test_ids_are_unique_within_both_tabs(host: FakeHost) -> None:
@@ -97,7 +119,7 @@ def test_refresh_offers_a_new_file_now_and_after_a_page_load(host: FakeHost, in_
         names = dropdown.arguments["choices"]
         dropdown.choices = [(name, name) for name in names] if in_pairs else names
     host.networks.on_disk.append(FakeEntry("elm", "elm", "/loras/elm.safetensors"))
-    (button,) = host.gradio.of_kind("ToolButton")
+    button = next(one for one in host.gradio.of_kind("ToolButton") if one.elem_id.endswith("refresh"))
     updates = button.events[0]["fn"]()
     assert button.events[0]["outputs"] == [built["content"], built["style"]]
     assert ["elm" in update["choices"] for update in updates] == [True, True]
@@ -119,10 +141,8 @@ def paste(built: Accordion, parameters: dict[str, str]) -> dict[str, Any]:
 
 def test_a_paste_restores_every_control(host: FakeHost) -> None:
     parameters = {"K-LoRA": "fox (1) + ink (2)", "K-LoRA schedule": "S*", "K-LoRA content": "fox"}
-    assert paste(build(), parameters) == {
-        one.name: Settings(enabled=True, schedule="S*", content="fox").values[one.name]
-        for one in Settings.offered()
-    }
+    expected = Settings(enabled=True, schedule="S*", content="fox", preset="none")
+    assert paste(build(), parameters) == {one.name: expected.values[one.name] for one in Settings.offered()}
 
 
 def test_a_paste_without_k_lora_only_unticks(host: FakeHost) -> None:
@@ -156,27 +176,65 @@ def test_hostile_aliases_do_not_leave_their_attribute(host: FakeHost) -> None:
     host.networks.on_disk.append(FakeEntry("evil", hostile, "/loras/evil.safetensors"))
     host.networks.list_available_networks()
     build()
+    assert json.loads(str(live_line(host)["data-facts"]))["aliases"][hostile] == "evil"
+
+
+def live_line(host: FakeHost) -> dict[str, str | None]:
+    """The attributes of the live line, as a browser reads them."""
     text = next(one.value for one in host.gradio.of_kind("HTML") if "klora-live" in one.value)
     assert "<script" not in text
     parser = Attributes()
     parser.feed(text)
-    assert hostile in html.unescape(str(parser.found["data-aliases"])).replace('\\"', '"')
+    return parser.found
+
+
+def events_of(host: FakeHost, suffix: str) -> list[dict[str, Any]]:
+    component = next(one for one in host.gradio.made if (one.elem_id or "").endswith(f"klora_{suffix}"))
+    events: list[dict[str, Any]] = component.events
+    return events
 
 
 def test_the_page_fills_in_prompt_and_steps_before_the_settings(host: FakeHost) -> None:
     built = build(is_img2img=True)
-    preview = next(one for one in host.gradio.of_kind("Button") if one.value == "Preview plan")
-    (event,) = preview.events
-    assert event["inputs"][2:] == built.components
-    assert event["js"] == "(...values) => klora.withPrompt('img2img', values)"
+    ask, take = events_of(host, "plan_button")
+    assert ask["inputs"][1:] == built.components
+    assert ask["js"] == "(...values) => klora.ask('img2img', values)"
+    assert ask["queue"] is False
+    assert (take["on"], take["js"]) == ("then", "(text) => klora.take('img2img', text)")
+    assert take["inputs"] == ask["outputs"]
+
+
+def test_every_change_of_a_control_is_told_to_the_page(host: FakeHost) -> None:
+    for control in build().components:
+        assert "() => klora.changed('txt2img')" in [
+            one["js"] for one in control.events if one["on"] == "change"
+        ]
+
+
+def test_swap_exchanges_roles_and_weights(host: FakeHost) -> None:
+    controls = by_name(build())
+    (swap,) = events_of(host, "swap")
+    names = ("content", "style", "content_weight", "style_weight")
+    assert swap["inputs"] == swap["outputs"] == [controls[name] for name in names]
+    assert swap["js"] == "(c, s, cw, sw) => [s, c, sw, cw]"
+    assert swap["fn"] is None
+
+
+def test_a_picked_preset_sets_the_controls_that_it_holds(host: FakeHost) -> None:
+    controls = by_name(build())
+    (event,) = [one for one in controls["preset"].events if one["on"] == "input"]
+    values = dict(zip(event["outputs"], event["fn"]("As published: S*"), strict=True))
+    assert values[controls["schedule"]]["value"] == "S*"
+    assert values[controls["beta"]]["value"] == "1.3"
+    assert controls["mode"] not in values
+    assert controls["content"] not in values
 
 
 def test_where_gradio_calls_it_js_it_is_called_js() -> None:
     calls: list[dict[str, Any]] = []
 
-    class Button:
-        def click(self, fn: Any = None, js: str | None = None) -> None:
-            calls.append({"fn": fn, "js": js})
+    def click(fn: Any = None, js: str | None = None, **rest: Any) -> None:
+        calls.append({"fn": fn, "js": js})
 
-    accordion._on_click(Button(), "() => 1", fn=print)
+    wiring._on(click, "() => 1", fn=print)
     assert calls == [{"fn": print, "js": "() => 1"}]

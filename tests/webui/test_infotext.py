@@ -40,6 +40,7 @@ def test_what_a_reader_sees() -> None:
         "K-LoRA balance": "0",
         "K-LoRA guidance": "both",
         "K-LoRA keep": "0",
+        "K-LoRA preset": "K-LoRA, balanced",
     }
 
 
@@ -68,7 +69,7 @@ def test_a_text_without_k_lora_unticks_the_box_and_leaves_the_rest() -> None:
 
 def test_controls_that_the_text_does_not_name_go_to_their_defaults() -> None:
     values = restored({"K-LoRA": "fox + ink", "K-LoRA alpha": "2"})
-    assert values == {**Settings(enabled=True).values, "alpha": 2.0}
+    assert values == {**Settings(enabled=True).values, "alpha": 2.0, "preset": "none"}
 
 
 def test_a_picture_of_0_1_0_comes_back_as_k_lora_as_published() -> None:

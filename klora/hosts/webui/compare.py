@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from klora.hosts.webui import preset_shelf
+from klora.hosts.webui import pair_tags, preset_shelf
 from klora.presets import AS_PUBLISHED
 from klora.settings import Settings
 
@@ -99,12 +99,15 @@ def run(p: Any, kind: str, job_name: str) -> Any:
 
 
 def settings_of(p: Any) -> Settings:
-    """The settings that the job's page or API call says, ticked or not."""
+    """The settings of the job: of the page or the API call, ticked or not, and of a tag in the prompt."""
+    settings = Settings(enabled=True)
     for script in p.scripts.alwayson_scripts:
         if script.title() == SCRIPT_OF_PAIR:
             arguments = p.script_args[script.args_from : script.args_to][: len(Settings.offered())]
-            return Settings.from_arguments(preset_shelf.with_values(arguments)).replace(enabled=True)
-    return Settings(enabled=True)
+            told = Settings.from_arguments(preset_shelf.with_values(arguments))
+            settings = told.replace(enabled=True)
+    _, tag = pair_tags.taken_out(str(p.prompt))
+    return settings if tag is None else tag.over(settings)
 
 
 def _announce(p: Any, pictures: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from klora.presets import NO_PRESET, Shelf
+from klora.presets import BUILT_IN, NO_PRESET, Shelf
 from klora.settings import Settings
 
 FILE = "klora-presets.json"
@@ -37,7 +37,8 @@ def truly_named(settings: Settings) -> Settings:
     """The same settings, with no preset's name where they are no longer what that preset holds."""
     if settings.preset == NO_PRESET:
         return settings
-    preset = shelf().find(settings.preset)
+    built_in = next((one for one in BUILT_IN if one.name == settings.preset), None)
+    preset = built_in or shelf().find(settings.preset)
     if preset is not None and preset.is_chosen_by(settings):
         return settings.replace(preset=preset.name)
     return settings.replace(preset=NO_PRESET)

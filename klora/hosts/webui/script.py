@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modules import script_callbacks, scripts
@@ -40,14 +41,14 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
 
     def process(self, p: Any, *arguments: Any) -> None:
         """A job begins."""
-        setattr(p, _JOB, Job.begin(arguments[: len(Settings.offered())], p))
+        setattr(p, _JOB, Job.begin(_settings_in(arguments), p))
 
     def before_process_batch(self, p: Any, *arguments: Any, **_keywords: Any) -> None:
         """The host is about to read the LoRA tags of a batch."""
         if not p.prompts:
             return
         if getattr(p, _JOB, None) is None:
-            setattr(p, _JOB, Job.begin_batch(arguments, p))
+            setattr(p, _JOB, Job.begin_batch(_settings_in(arguments), p))
         job = getattr(p, _JOB)
         if job is not None:
             job.arrange_prompts(p)
@@ -91,6 +92,11 @@ class KLoraCompare(scripts.Script):  # type: ignore[misc]
     def run(self, p: Any, kind: str) -> Any:
         """Make the pictures and the grid."""
         return compare.run(p, kind, _JOB)
+
+
+def _settings_in(arguments: Sequence[Any]) -> Sequence[Any]:
+    """Without the last one, which asks for a comparison."""
+    return arguments[: len(Settings.offered())]
 
 
 def register() -> None:

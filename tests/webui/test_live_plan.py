@@ -1,0 +1,117 @@
+"""The plan as it is asked for by the page, for real small files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from klora.hosts.webui import live_plan
+from klora.hosts.webui.plan_data import SHARE_UNIT, plan_data, told
+from klora.planning import plan_files
+from klora.settings import Settings
+from tests.engine.lora_files import write_lora
+
+from .conftest import FakeHost
+
+PAIR = "<lora:fox:1> <lora:Ink Wash:0.8>"
+
+
+@pytest.fixture
+def on_disk(host: FakeHost, tmp_path: Path) -> FakeHost:
+    for entry in host.networks.on_disk:
+        entry.filename = str(write_lora(tmp_path / f"{entry.name}.safetensors", seed=len(entry.name)))
+    return host
+
+
+def ask(settings: Settings | None = None, **page: object) -> dict[str, Any]:
+    values = (settings or Settings(enabled=True)).values
+    arguments = [values[one.name] for one in Settings.offered()]
+    answer: dict[str, Any] = json.loads(
+        live_plan.answer(json.dumps({"prompt": PAIR, "steps": "8", "key": "k1", **page}), *arguments)
+    )
+    return answer
+
+
+def shares_in(data: dict[str, Any]) -> np.ndarray:
+    whole = np.frombuffer(base64.b64decode(data["shares"]), dtype="<i2")
+    return whole.reshape(data["steps"], len(data["layers"]), 2) / SHARE_UNIT
+
+
+@pytest.mark.parametrize("rule", ["K-LoRA", "smooth", "weights"])
+def test_the_page_gets_the_plan_that_the_command_line_makes(
+    on_disk: FakeHost, tmp_path: Path, rule: str
+) -> None:
+    settings = Settings(enabled=True, rule=rule, balance=0.2)
+    answer = ask(settings)
+    plan = plan_files(tmp_path / "fox.safetensors", tmp_path / "ink.safetensors", settings, 8)
+    assert answer["key"] == "k1"
+    assert answer["plan"]["layers"] == list(plan.layers)
+    assert np.abs(shares_in(answer["plan"]) - plan.shares).max() <= 0.5 / SHARE_UNIT
+    assert answer["plan"]["part"] == pytest.approx(plan.content_share, abs=1e-4)
+
+
+def test_shares_beyond_what_is_sent_are_cut_and_not_turned_over(on_disk: FakeHost, tmp_path: Path) -> None:
+    settings = Settings(rule="weights", content_from=10, content_to=-10)
+    plan = plan_files(tmp_path / "fox.safetensors", tmp_path / "ink.safetensors", settings, 8)
+    plan.shares[0, 0, 0] = 1000
+    assert shares_in(plan_data(plan, settings))[0, 0, 0] == pytest.approx(32.767)
+
+
+def test_the_plan_says_whose_and_what_it_is(on_disk: FakeHost) -> None:
+    answer = ask(Settings(enabled=True, alpha=2, balance=0.4))["plan"]
+    assert answer["loras"] == ["fox", "ink"]
+    assert ["Alpha", "2"] in answer["settings"]
+    assert answer["preset"] == "none"
+    assert ask(Settings(enabled=True, balance=0.4, preset="Strong style"))["plan"]["preset"] == "Strong style"
+
+
+def test_what_is_told_begins_with_rule_and_balance() -> None:
+    assert told(Settings()) == [("Rule", Settings().rule), ("Balance", "0")]
+
+
+def test_windows_and_a_tag_in_the_prompt_count(on_disk: FakeHost) -> None:
+    late = shares_in(ask(prompt="<lora:fox:1> <lora:ink:1:start=0.5>", steps=8)["plan"])
+    assert not late[:4, :, 1].any()
+    tagged = ask(prompt="<klora:ink:fox:balance=1>")["plan"]
+    assert tagged["loras"] == ["ink", "fox"]
+    assert not shares_in(tagged)[:, :, 0].any()
+
+
+def test_img2img_has_the_steps_that_are_left(on_disk: FakeHost) -> None:
+    # What AUTOMATIC1111 calls the model: 4 times of 6 steps at a strength of 0.5, 2 times at 0.25.
+    assert ask(steps="6", strength="0.5")["plan"]["steps"] == 4
+    assert ask(steps="6", strength="0.25")["plan"]["steps"] == 2
+    assert ask(steps="6", strength="1")["plan"]["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ({"prompt": "<lora:fox:1>"}, "found 1 (fox)"),
+        ({"prompt": "<lora:fox:1><lora:nobody:1>"}, "nobody was not found"),
+        ({"steps": "many"}, "write a whole number"),
+    ],
+)
+def test_an_obstacle_is_a_sentence_and_no_plan(
+    on_disk: FakeHost, page: dict[str, object], sentence: str
+) -> None:
+    answer = ask(**page)
+    assert sentence in answer["problem"]
+    assert "plan" not in answer
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(on_disk: FakeHost, tmp_path: Path) -> None:
+    path = str(tmp_path / "fox.safetensors")
+    first = live_plan.read_kept(path)
+    assert live_plan.read_kept(path) is first
+    write_lora(Path(path), rank=4)
+    assert live_plan.read_kept(path).ranks == (4, 4)
+
+
+def test_progress_is_nothing_while_nothing_is_scored() -> None:
+    assert json.loads(live_plan.progress()) == [0, 0]

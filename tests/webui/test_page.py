@@ -1,0 +1,96 @@
+"""What the browser computes, asked of node: shares, colours, translated sentences; and how much it loads."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klora.hosts.webui.plan_data import plan_data
+from klora.pictures.heat_map import colours
+from klora.schedule import Plan
+from klora.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "javascript"
+MOST_BYTES = 60_000
+
+
+def in_node(script: str, expression: str, given: object) -> Any:
+    """The value of ``expression``, in which ``k`` is the script and ``given`` what was given."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    program = (
+        f"const k = require({json.dumps(str(SCRIPTS / script))});"
+        "const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
+        f"console.log(JSON.stringify({expression}));"
+    )
+    done = subprocess.run(
+        [node, "-e", program], input=json.dumps(given), capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def plan_of(shares: np.ndarray) -> Plan:
+    layers = tuple(f"down_blocks.0.layer{at}" for at in range(shares.shape[1]))
+    return Plan(loras=("fox", "ink"), layers=layers, shares=shares)
+
+
+def test_script_and_style_are_light() -> None:
+    files = [*SCRIPTS.glob("*.js"), ROOT / "style.css"]
+    assert len(files) >= 4
+    assert sum(one.stat().st_size for one in files) < MOST_BYTES
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=6, max_size=6))
+def test_the_page_mixes_the_colours_of_the_printed_plan(numbers: list[tuple[float, float]]) -> None:
+    plan = plan_of(np.round(np.array(numbers).reshape(3, 2, 2), 3))
+    data = plan_data(plan, Settings())
+    told = in_node(
+        "klora_plan.js",
+        "(() => {const s = k.sharesOf(given); return Array.from({length: s.length / 2}, "
+        "(_, at) => k.colourOf(s[2 * at], s[2 * at + 1]));})()",
+        data["shares"],
+    )
+    assert np.allclose(np.array(told).reshape(3, 2, 3) / 255, colours(plan), atol=2e-3)
+
+
+def test_the_page_counts_what_a_step_touches_and_what_the_style_gets() -> None:
+    shares = np.array([[[1, 0], [1, 0]], [[1, 0], [0, 1]], [[0, 1], [0, 1]], [[0, 1], [0, 1]]], dtype=float)
+    plan = plan_of(shares)
+    data = plan_data(plan, Settings())
+    told = in_node("klora_plan.js", "k.stepsOf(given, k.sharesOf(given.shares))", data)
+    assert [one["touched"] for one in told] == [0, 1, 1, 0]
+    assert sum(one["touched"] for one in told) == plan.flips
+    assert [one["style"] for one in told] == [0, 0.5, 1, 1]
+
+
+def test_shares_are_read_with_their_sign() -> None:
+    sent = base64.b64encode(np.array([-1500, 250], dtype="<i2").tobytes()).decode()
+    assert in_node("klora_plan.js", "[...k.sharesOf(given)]", sent) == [-1.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Plan", "P"),
+        ("unknown", "unknown"),
+        ("LoRA a {b} was lost", "a {b} ist weg"),
+        ("1 and 2 (x)", "2, 1"),
+        ("1 and 2 (y)", "1 and 2 (y)"),
+        ("toString", "toString"),
+    ],
+)
+def test_sentences_with_names_in_them_are_translated(text: str, expected: str) -> None:
+    words = {"Plan": "P", "LoRA {name} was lost": "{name} ist weg", "{a} and {b} (x)": "{b}, {a}"}
+    assert in_node("klora_words.js", "k.translated(given[0], given[1])", [text, words]) == expected
