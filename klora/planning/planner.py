@@ -67,7 +67,9 @@ class Planner:
         return Shares(conditional, self._unconditional(conditional, moment))
 
     def _decide(self, moment: Moment) -> Numbers:
-        """The shares of content and style in the decided layers, ``[layers, 2]``: the rule's or the locks'."""
+        """The shares of content and style in the decided layers, ``[layers, 2]``: the rule's or the
+        locks'.
+        """
         left_alone = self._left_alone()
         if left_alone is None:
             shares = self.rule.shares(self.contest, moment)

@@ -141,7 +141,7 @@ def test_the_live_line_names_the_roles_what_is_missing_and_what_is_added() -> No
     assert picked == [
         *("Content", "fox"),
         *("Style", "ink", "picked here, loaded with its own weight"),
-        "added normally: oak",
+        *("in the prompt too, added as a third LoRA:", "oak"),
     ]
     assert missing[:2] == ["Content", "fox"]
     assert "found 1 (fox): add the style LoRA" in missing[2]
