@@ -255,11 +255,6 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
     models.model_data = SimpleNamespace(sd_model=None)  # type: ignore[attr-defined]
     shared = ModuleType("modules.shared")
     shared.cmd_opts = options  # type: ignore[attr-defined]
-    sd_models = ModuleType("modules.sd_models")
-    sd_models.model_data = SimpleNamespace(sd_model=None)  # type: ignore[attr-defined]
-    modules.sd_models = sd_models  # type: ignore[attr-defined]
-    paths = ModuleType("modules.paths_internal")
-    paths.data_path = str(tmp_path)  # type: ignore[attr-defined]
     extra_networks = ModuleType("modules.extra_networks")
     extra_networks.extra_network_registry = {"lora": object()}  # type: ignore[attr-defined]
     extra_networks.extra_network_aliases = {"lyco": object()}  # type: ignore[attr-defined]
@@ -274,8 +269,6 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
         "modules.ui_extra_networks": networks_tab,
         "modules.sd_models": models,
         "modules.extra_networks": extra_networks,
-        "modules.sd_models": sd_models,
-        "modules.paths_internal": paths,
         "networks": networks,
         **_fake_gradio_modules(gradio),
         **_fake_fastapi_modules(),
