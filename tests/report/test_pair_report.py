@@ -209,7 +209,7 @@ def test_fewer_than_two_files_are_no_pair(
 
 def test_the_published_pair_overlaps_as_chance_says(capsys: pytest.CaptureFixture[str]) -> None:
     """Two LoRAs that come with the package, which strangers trained: rows at chance, as is known of them."""
-    from klora.demo import CONTENT, STYLE
+    from klora.example_pair import CONTENT, STYLE
 
     content, style = (split_layers(read_lora(file)) for file in (CONTENT, STYLE))
     report = report_files(CONTENT, STYLE, Settings(rule="weights"))

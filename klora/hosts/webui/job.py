@@ -151,8 +151,9 @@ class Job:
         """The tag wins over the accordion, and an axis of a plot over the tag."""
         if tag is None:
             return self._base
-        settings = axes.overridden(tag.over(self._base or Settings()), p)
-        return settings if settings.enabled else None
+        base = preset_shelf.laid_over(self._base or Settings(), tag.values)
+        settings = axes.overridden(tag.over(base), p)
+        return preset_shelf.truly_named(settings) if settings.enabled else None
 
     def _arrange_windows(self, p: Any) -> None:
         if not self._reads_windows or not windows.mentions_window(p.prompts):

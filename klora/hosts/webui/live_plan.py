@@ -12,9 +12,8 @@ from klora.errors import KloraError, PairError
 from klora.files import Identity, LoraFile, read_lora
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
-from klora.hosts.webui import pair_tags, roles, windows
+from klora.hosts.webui import pair_tags, preset_shelf, roles, windows
 from klora.hosts.webui.plan_data import plan_data
-from klora.hosts.webui.preset_shelf import truly_named
 from klora.planning import Cast, FilePair, LayerView, Member, make_planner, rewritten
 from klora.schedule import ALWAYS, Moment, evenly_spaced
 from klora.settings import Settings
@@ -59,7 +58,7 @@ def read_kept(path: str) -> LoraFile:
 def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, Any]:
     settings = Settings.from_arguments(list(arguments))
     prompt, tag = pair_tags.taken_out(str(asked.get("prompt", "")))
-    settings = settings if tag is None else tag.over(settings)
+    settings = settings if tag is None else tag.over(preset_shelf.laid_over(settings, tag.values))
     names, kinds = library.aliases(), library.tag_kinds()
     found: windows.Windows = {}
     if settings.windows and windows.mentions_window([prompt]):
@@ -74,7 +73,7 @@ def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, An
         files = FilePair(*rewritten(content, style, settings))
         planner = make_planner(files, members, settings, _counted)
     plan = plan_data(planner.plan(_moments(asked)), settings)
-    return {**plan, "preset": truly_named(settings).preset}
+    return {**plan, "preset": preset_shelf.truly_named(settings).preset}
 
 
 def _moments(asked: Mapping[str, Any]) -> Sequence[Moment]:

@@ -21,7 +21,7 @@ KIND = "klora"
 _TAG = re.compile(rf"<{KIND}:([^>]+)>")
 
 #: Settings beside those of the rule that a tag may have.
-_ALSO = ("content_weight", "style_weight", "mode", "incomplete")
+_ALSO = ("preset", "content_weight", "style_weight", "mode", "incomplete")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,15 @@ def with_values(arguments: Sequence[object]) -> Sequence[object]:
     return [{**preset.complete(), **arguments[0], "preset": preset.name}, *arguments[1:]]
 
 
+def laid_over(settings: Settings, named: Mapping[str, object]) -> Settings:
+    """``settings`` with the values of the preset among the ``named`` ones, if there is one.
+
+    Raises `SettingsError` for a preset that does not exist.
+    """
+    name = str(named.get("preset", NO_PRESET))
+    return settings if name == NO_PRESET else settings.replace(**shelf().get(name).complete())
+
+
 def truly_named(settings: Settings) -> Settings:
     """The same settings, with no preset's name where they are no longer what that preset holds."""
     if settings.preset == NO_PRESET:
