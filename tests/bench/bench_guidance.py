@@ -117,9 +117,8 @@ def main() -> None:
                         taken.setdefault(name, []).append(time.process_time() - began)
     base = statistics.median(taken["both rows alike"])
     for name, seconds in taken.items():
-        print(
-            f"{name:26}: median {statistics.median(seconds):.3f} s, ratio {statistics.median(seconds) / base:.3f}"
-        )
+        median = statistics.median(seconds)
+        print(f"{name:26}: median {median:.3f} s, ratio {median / base:.3f}")
 
 
 if __name__ == "__main__":
