@@ -32,7 +32,7 @@ from klora.lab.fronts.statistics import Front  # noqa: E402
 from klora.lab.fronts.store import Sampling, Store  # noqa: E402
 from klora.lab.fronts.study import Study  # noqa: E402
 from klora.lab.world2 import judges, truth  # noqa: E402
-from klora.lab.world2.pairs import Pair  # noqa: E402
+from klora.lab.world2.pairs import Pair, all_pairs  # noqa: E402
 from klora.lab.world2.recipes import RECIPES, Recipe  # noqa: E402
 from klora.lab.world2.scoring import MEASURES  # noqa: E402
 
@@ -279,7 +279,9 @@ def test_the_area_is_that_of_all_corners_together(points: list[tuple[float, floa
 
 
 def _front(name: str, values: np.ndarray) -> Front:
-    return Front(name, (-0.5, 0.0, 0.5), ("identity", "style"), values)
+    """A front of identity and style [units, balances, 2]; the other measures are 0."""
+    others = np.zeros((*values.shape[:2], len(MEASURES) - 2))
+    return Front(name, (-0.5, 0.0, 0.5), MEASURES, np.concatenate([values, others], axis=2))
 
 
 def test_the_best_balance_is_that_of_the_means() -> None:
@@ -295,7 +297,7 @@ def test_a_paired_difference_knows_what_single_intervals_do_not() -> None:
     chance = np.random.default_rng(0)
     subjects = chance.uniform(0.2, 0.8, (16, 1, 1))
     lower = _front("a", np.broadcast_to(subjects, (16, 3, 2)).copy())
-    higher = _front("b", np.clip(lower.values + 0.05, 0, 1))
+    higher = _front("b", np.clip(lower.values[..., :2] + 0.05, 0, 1))
     at = [statistics.measure_at(front, "identity", 0.0) for front in (higher, lower)]
     apart = statistics.paired(higher, at[0], lower, at[1])
     assert apart.value == pytest.approx(0.05)
@@ -314,7 +316,32 @@ def test_what_must_be_beaten_is_adding_at_its_best() -> None:
     ]
     balances = report.chosen_balances(fronts)
     assert report.best_added(fronts, balances) == "weights style_weight=1.3"
-    assert report.references_of(fronts, balances) == ["weights style_weight=1.3", "K-LoRA"]
+
+
+def test_what_is_published_stands_beside_itself_at_balance_0() -> None:
+    values = np.array([[[1.0, 0.0], [0.2, 0.2], [0.9, 0.9]]] * 2)
+    fronts = report.with_originals([_front("K-LoRA", values)])
+    balances = report.with_zeros(report.chosen_balances(fronts[:1]))
+    made = {row.method: row for row in report.rows(fronts, balances, ["K-LoRA as published"])}
+    assert made["K-LoRA"].figures["harmonic"].value == pytest.approx(0.9)
+    assert made["K-LoRA as published"].figures["harmonic"].value == pytest.approx(0.2)
+    apart = made["K-LoRA"].against["K-LoRA as published"]
+    assert apart["harmonic"].value == pytest.approx(0.7)
+    assert apart["area"].value == 0
+
+
+def test_a_spread_meets_all_styles_alike(lab: Path) -> None:
+    recipes_of_half = [one for one in RECIPES.values() if one.half == "test"]
+    for recipe in recipes_of_half:
+        (lab / "loras" / f"{recipe.name}.safetensors").touch()
+    every = all_pairs(2, "test", lab / "loras")
+    some = all_pairs(2, "test", lab / "loras", spread=2)
+    assert (len(every), len(some)) == (64, 32)
+    met = [pair.style.subject for pair in some]
+    assert {style: met.count(style) for style in met} == dict.fromkeys(met, 8)
+    assert len({pair.name for pair in some}) == 32
+    with pytest.raises(KloraError, match=r"python -m klora\.lab\.world2"):
+        all_pairs(1, "development", lab / "loras")
 
 
 def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
@@ -325,7 +352,7 @@ def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
         for name in ("weights", "K-LoRA", "smooth")
     ]
     balances = report.chosen_balances(fronts)
-    references = report.references_of(fronts, balances)
+    references = ["weights", "K-LoRA"]
     made = report.rows(fronts, balances, references)
     written = report.write(made, fronts, references, "A study", tmp_path / "study")
     assert [path.suffix for path in written] == [".md", ".json", ".png"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
 from klora.lab.fronts import methods, report
+from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
 from klora.lab.world2.pairs import HALVES, WORLDS, all_pairs
@@ -22,6 +25,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="such as 'K-LoRA keep=0.7'")
     parser.add_argument("--subjects", nargs="+", metavar="NAME")
     parser.add_argument("--styles", nargs="+", metavar="NAME")
+    parser.add_argument("--spread", type=int, help="each subject with so many styles, which rotate")
+    parser.add_argument(
+        "--unit", choices=["subject", "pair"], default="subject", help="what intervals are over"
+    )
     parser.add_argument("--balances", nargs="+", type=float, default=list(methods.BALANCES))
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each pair (default: {SEEDS})")
     parser.add_argument("--guidance-scale", type=float, default=4.0)
@@ -42,16 +49,18 @@ def run(chosen: Namespace) -> int:
     study = Study(
         Store(chosen.out / "scores", sampling),
         [methods.method(name) for name in names],
-        all_pairs(chosen.world, chosen.half, sampling.loras, chosen.subjects, chosen.styles),
+        all_pairs(chosen.world, chosen.half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread),
         range(chosen.seeds),
         tuple(chosen.balances),
     )
     make_all(study, chosen.workers)
-    fronts = [study.front(method) for method in study.methods]
-    kept = chosen.out / f"balances-{chosen.world}-{chosen.guidance_scale:g}.json"
-    balances = _balances(chosen.half, fronts, kept)
-    references = report.references_of(fronts, balances)
-    made = report.rows(fronts, balances, references)
+    fronts = report.with_originals([study.front(method, chosen.unit) for method in study.methods])
+    choice = _choice(
+        chosen.half, fronts, chosen.out / f"choice-{chosen.world}-{chosen.guidance_scale:g}.json"
+    )
+    there = {front.method for front in fronts}
+    references = [name for name in (choice.added, *methods.PUBLISHED.values()) if name in there]
+    made = report.rows(fronts, choice.balances, references)
     title = f"World {chosen.world}, {chosen.half} half, guidance {chosen.guidance_scale:g}"
     stem = chosen.out / f"world-{chosen.world}-{chosen.half}-{chosen.guidance_scale:g}"
     print(report.table(made))
@@ -59,15 +68,27 @@ def run(chosen: Namespace) -> int:
     return 0
 
 
-def _balances(half: str, fronts: list[report.Front], path: Path) -> dict[str, float]:
-    """The balances of all methods: found on the development half, and read from there for the test half."""
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen on the development half: every method's balance, and the best way of adding."""
+
+    balances: dict[str, float]
+    added: str | None
+
+
+def _choice(half: str, fronts: Sequence[Front], path: Path) -> Choice:
+    """The choice: made on the development half and kept, read from there for the test half."""
     if half == HALVES[0]:
-        known |= report.chosen_balances(fronts)
-        path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        balances = report.chosen_balances(fronts)
+        kept = {"balances": balances, "added": report.best_added(fronts, balances)}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if not path.exists():
+        raise KloraError(f"nothing is chosen yet; run the {HALVES[0]} half of this world and guidance first.")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    known = report.with_zeros(told["balances"])
     unknown = [front.method for front in fronts if front.method not in known]
     if unknown:
         raise KloraError(
             f"the balance of {', '.join(unknown)} is not chosen yet; run the {HALVES[0]} half first."
         )
-    return known
+    return Choice(known, told["added"])

@@ -120,8 +120,13 @@ PLAIN: tuple[str, ...] = (
 """The rules and settings that are compared, each crossed with `GUIDANCES`."""
 
 GUIDANCES: tuple[str, ...] = ("both", "content", "none", "1.5", "2", "3")
-PUBLISHED: tuple[str, ...] = ("K-LoRA", "K-LoRA schedule=S*")
-"""K-LoRA as published, which every method is compared with."""
+PUBLISHED: dict[str, str] = {
+    "K-LoRA": "K-LoRA as published",
+    "K-LoRA schedule=S*": "K-LoRA S* as published",
+}
+"""Methods that stand beside themselves under a label, at balance 0, as their authors have them."""
+PLAINLY_ADDED = {"weights": "added 1 + 1"}
+"""What every WebUI does, likewise."""
 
 
 def study() -> tuple[str, ...]:

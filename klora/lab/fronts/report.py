@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from klora.lab.benchmark.statistics import Estimate
-from klora.lab.fronts.methods import ADDED, PUBLISHED
+from klora.lab.fronts.methods import ADDED, PLAINLY_ADDED, PUBLISHED
 from klora.lab.fronts.statistics import Front, area_of, best_balance, figure, measure_at, paired
 
 AT_BALANCE: tuple[str, ...] = ("harmonic", "both", "identity", "style", "kind", "distance")
@@ -29,6 +29,17 @@ class Row:
 def chosen_balances(fronts: Sequence[Front]) -> dict[str, float]:
     """The balance of each method with the best harmonic mean, to be chosen on the development half."""
     return {front.method: best_balance(front) for front in fronts}
+
+
+def with_originals(fronts: Sequence[Front]) -> list[Front]:
+    """The fronts, and once more those that are also shown as they are published, under their labels."""
+    labels = {**PLAINLY_ADDED, **PUBLISHED}
+    return [*fronts, *(replace(one, method=labels[one.method]) for one in fronts if one.method in labels)]
+
+
+def with_zeros(balances: Mapping[str, float]) -> dict[str, float]:
+    """Chosen balances, and 0 for what is shown as it is published."""
+    return {**balances, **dict.fromkeys((*PLAINLY_ADDED.values(), *PUBLISHED.values()), 0.0)}
 
 
 def best_added(fronts: Sequence[Front], balances: Mapping[str, float]) -> str | None:
@@ -181,10 +192,3 @@ def write(
         title,
     )
     return paths
-
-
-def references_of(fronts: Sequence[Front], balances: Mapping[str, float]) -> list[str]:
-    """What every method is compared with: adding at its best, and K-LoRA as published."""
-    there = {front.method for front in fronts}
-    added = best_added(fronts, balances)
-    return [name for name in (added, *PUBLISHED) if name is not None and name in there]

@@ -54,21 +54,29 @@ def recipes_of(kind: str, half: str, names: Sequence[str] | None = None) -> list
     return [there[name] for name in names] if names else list(there.values())
 
 
+def _spread(styles: list[Recipe], place: int, spread: int | None) -> list[Recipe]:
+    """All styles, or ``spread`` of them from a place on that moves with the subject."""
+    count = len(styles) if spread is None else min(spread, len(styles))
+    return [styles[(place + step) % len(styles)] for step in range(count)] if spread else styles
+
+
 def all_pairs(
     world: int,
     half: str,
     folder: Path,
     subjects: Sequence[str] | None = None,
     styles: Sequence[str] | None = None,
+    spread: int | None = None,
 ) -> list[Pair]:
     """Every subject of a world's half with every style of the half, subject by subject.
 
-    Raises `KloraError` for a file that is missing.
+    With ``spread`` each subject with that many styles, which rotate, so that all are met alike. Raises
+    `KloraError` for a file that is missing.
     """
     pairs = [
         Pair(content, style, folder)
-        for content in recipes_of(WORLDS[world], half, subjects)
-        for style in recipes_of(STYLE, half, styles)
+        for place, content in enumerate(recipes_of(WORLDS[world], half, subjects))
+        for style in _spread(recipes_of(STYLE, half, styles), place, spread)
     ]
     for pair in pairs:
         for file in pair.files:
