@@ -16,7 +16,7 @@ from klora.errors import KloraError
 from klora.version import __version__
 
 #: Subcommand -> module under ``klora.commands``, imported one by one because some need much.
-COMMANDS = ("demo", "plan", "report", "merge", "inspect", "convert")
+COMMANDS = ("demo", "plan", "report", "merge", "inspect", "convert", "settings")
 
 
 def parser() -> ArgumentParser:

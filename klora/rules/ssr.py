@@ -26,7 +26,7 @@ RIDGE = Setting(
     scope="rule",
     minimum=1e-9,
     maximum=1e9,
-    slider=(0, 1, 0.001),
+    slider=(0.001, 1, 0.001),
 )
 
 

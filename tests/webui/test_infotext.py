@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from klora.hosts.webui import infotext
 from klora.hosts.webui.infotext import FusedLora, FusedPair
-from klora.rules import RULES
+from klora.rules import RULES, TRANSFORMS
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 from tests.engine.test_settings import values_of
 
@@ -41,6 +41,8 @@ def test_what_a_reader_sees() -> None:
         "K-LoRA guidance": "both",
         "K-LoRA keep": "0",
         "K-LoRA preset": "K-LoRA, balanced",
+        "K-LoRA locks": "auto",
+        "K-LoRA transform": "none",
     }
 
 
@@ -106,7 +108,8 @@ def test_all_keys_covers_whatever_may_be_written() -> None:
         "windows": False,
     }
     by_rule = [Settings(rule=rule.name, **changed) for rule in RULES]
-    written = [set(infotext.written(settings, PAIR, "why", "note")) for settings in by_rule]
+    by_transform = [Settings(transform=transform.name, **changed) for transform in TRANSFORMS]
+    written = [set(infotext.written(one, PAIR, "why", "note")) for one in (*by_rule, *by_transform)]
     assert set().union(*written) == set(infotext.all_keys())
 
 
