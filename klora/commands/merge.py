@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from klora.commands.plan import add_rule_options, settings_of
 from klora.files import LoraFile, read_lora
 from klora.files.merging import FORMATS, write_merged
-from klora.planning import planner_of_files
+from klora.planning import planner_of_files, rewritten
 from klora.planning.static import static_shares
 from klora.settings import Settings, rule_settings, shown
 from klora.version import __version__
@@ -37,8 +37,7 @@ def run(arguments: Namespace) -> int:
     content, style = read_lora(arguments.content), read_lora(arguments.style)
     shares = static_shares(planner_of_files(content, style, settings))
     made = write_merged(
-        content,
-        style,
+        *rewritten(content, style, settings),
         shares,
         arguments.out,
         number_format=arguments.format,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from klora.files.conversion import Tensors, state_dict_in
 from klora.files.defects import defect_error
+from klora.files.kinds import BIASES
 from klora.files.layer import LoraLayer
 from klora.files.lora_file import LoraFile, read_lora
 from klora.files.models import BY_NAME
@@ -151,7 +152,7 @@ def _refuse_what_is_no_delta(*files: LoraFile) -> None:
                 layer=name,
             )
         for layer in file.all_layers:
-            if "diff_b" in layer.keys:
+            if layer.keys.keys() & BIASES:
                 raise layer.error("it has a bias, which a merged LoRA cannot hold", "use both files")
 
 

@@ -31,7 +31,8 @@ def static_shares(planner: Planner) -> dict[str, tuple[float, float]]:
         raise SettingsError(
             f"K-LoRA: with the rule {planner.rule.name}, {int(changing.sum())} of {len(planner.layers)} "
             "layers change during the sampling, which one LoRA file cannot do; choose the rule weights, "
-            "which adds both, or lock the blocks that change."
+            "which adds "
+            "both, or lock the blocks that change."
         )
     table = first.conditional[:, :2].tolist()
     return {

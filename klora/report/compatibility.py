@@ -12,7 +12,6 @@ that would confirm or replace it is not done, and whoever shows the number says 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,19 +68,17 @@ def verdict(
     strengths: tuple[float, float],
     compatibility: Compatibility,
     content_share: float,
-    rules: Mapping[str, str],
 ) -> Verdict:
     """The first thing that is remarkable about a pair.
 
-    ``strengths`` are the norms of both, ``content_share`` is content's part of the layer-steps, and ``rules``
-    are those that can be chosen, by name.
+    ``strengths`` are the norms of both, ``content_share`` is content's part of the layer-steps.
     """
     if strengths[0] == 0 or strengths[1] == 0:
         idle = names[0] if strengths[0] == 0 else names[1]
         return Verdict(f"{idle} changes nothing where both have layers.", "Use another version of this LoRA.")
     return (
         _of_strength(names, strengths)
-        or _of_directions(names, compatibility, rules)
+        or _of_directions(names, compatibility)
         or _of_shares(names, content_share)
         or Verdict(
             f"{names[0]} and {names[1]} are about equally strong and keep out of each other's way.",
@@ -102,16 +99,14 @@ def _of_strength(names: tuple[str, str], strengths: tuple[float, float]) -> Verd
     )
 
 
-def _of_directions(
-    names: tuple[str, str], compatibility: Compatibility, rules: Mapping[str, str]
-) -> Verdict | None:
+def _of_directions(names: tuple[str, str], compatibility: Compatibility) -> Verdict | None:
     excess = 1 - compatibility.directions
     if excess < _LARGE_EXCESS:
         return None
-    rule = next((name for name in ("NP-LoRA", "K-LoRA") if name in rules), "K-LoRA")
     return Verdict(
         f"{names[0]} and {names[1]} write into the same directions, {excess:.0%} of the way beyond chance.",
-        f"Do not add them; choose the rule {rule}, which keeps them apart.",
+        "Do not add them as they are; set transform to NP-LoRA, which takes the style's directions out of "
+        "the content.",
     )
 
 

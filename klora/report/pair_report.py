@@ -16,7 +16,6 @@ from klora.planning import check_base_models, planner_of_files
 from klora.report.compatibility import Compatibility, Verdict, verdict
 from klora.report.contest import ContestSpread
 from klora.report.directions import Factors, Overlap, overlap
-from klora.rules import RULES
 from klora.schedule import Plan, evenly_spaced
 from klora.scores import gamma as gamma_of
 from klora.settings import Settings
@@ -147,7 +146,7 @@ def report_of(content: LoraFile, style: LoraFile, settings: Settings, steps: int
         overlap=total,
         contest=_contest(plan, shared, overlaps),
         compatibility=compatibility,
-        verdict=verdict(names, strengths, compatibility, plan.content_share, offered_rules()),
+        verdict=verdict(names, strengths, compatibility, plan.content_share),
         plan=plan,
     )
 
@@ -181,11 +180,6 @@ def compatibility_of(pairs: Sequence[PairedLayer], total: Overlap) -> Compatibil
     of_style = sum(pair.style is not None for pair in attention)
     both = sum(pair.content is not None and pair.style is not None for pair in attention)
     return Compatibility.of(total, both, min(of_content, of_style))
-
-
-def offered_rules() -> dict[str, str]:
-    """The rules that a user can choose, and what they do."""
-    return {rule.name: rule.help for rule in RULES if not rule.is_for_lab_only}
 
 
 def _counts(pairs: Sequence[PairedLayer]) -> LayerCounts:

@@ -35,9 +35,7 @@ def test_a_third_that_is_misspelt_is_named(webui: Webui) -> None:
 
 
 def test_a_third_that_is_damaged_is_named(webui: Webui, damaged: str) -> None:
-    with pytest.raises(
-        LoraFileError, match=r"LoRA Oak stands.*Oak\.safetensors: it is damaged: it ends after"
-    ):
+    with pytest.raises(LoraFileError, match=r"LoRA Oak stands.*Oak\.safetensors: it is damaged"):
         webui.generate(BOTH + "<lora:Oak:1>", {})
 
 

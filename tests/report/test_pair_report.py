@@ -120,7 +120,7 @@ def test_the_spread_of_a_contest() -> None:
 
 def judged(strengths: tuple[float, float], excess: float = 0.0, content_share: float = 0.5) -> Verdict:
     index = Compatibility(50, 1, 1 - excess, 1)
-    return verdict(("fox", "ink"), strengths, index, content_share, {"K-LoRA": ""})
+    return verdict(("fox", "ink"), strengths, index, content_share)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def judged(strengths: tuple[float, float], excess: float = 0.0, content_share: f
         (judged((1, 1)), "about equally strong", "Nothing needs to be changed"),
         (judged((4, 1)), "fox is 4.0 times as strong as ink", "towards style"),
         (judged((1, 4)), "ink is 4.0 times as strong as fox", "towards content"),
-        (judged((1, 1), excess=0.5), "the same directions, 50%", "Do not add them"),
+        (judged((1, 1), excess=0.5), "the same directions, 50%", "set transform to NP-LoRA"),
         (judged((1, 1), content_share=0.1), "fox gets only 10%", "content (below 0)"),
         (judged((1, 1), content_share=0.9), "ink gets only 10%", "style (above 0)"),
         (judged((0, 1)), "fox changes nothing", "another version"),

@@ -39,10 +39,10 @@ def test_what_a_reader_sees() -> None:
         "K-LoRA rule": "K-LoRA",
         "K-LoRA balance": "0",
         "K-LoRA guidance": "both",
+        "K-LoRA transform": "none",
+        "K-LoRA locks": "auto",
         "K-LoRA keep": "0",
         "K-LoRA preset": "K-LoRA, balanced",
-        "K-LoRA locks": "auto",
-        "K-LoRA transform": "none",
     }
 
 
