@@ -32,6 +32,7 @@ from tests.pipelines.tiny import (
 
 ADDED = {"rule": "weights"}
 RIDGE = 0.01
+TOLERANCE = 1e-5
 Factors = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -48,7 +49,7 @@ def plain(pipe: Any, path: Path, seed: int, rank: int) -> Factors:
         chance = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
         shape = tuple(module.weight.shape)
         down = torch.randn(rank, *shape[1:], generator=chance) / np.prod(shape[1:]) ** 0.5
-        up = torch.randn(shape[0], rank, generator=chance)
+        up = 0.3 * torch.randn(shape[0], rank, generator=chance)
         factors[name] = (up.double(), down.flatten(1).double())
         spread = up.reshape(*up.shape, *[1] * (len(shape) - 2))
         tensors[f"{prefix}.{name}.lora_B.weight"] = spread
@@ -73,8 +74,13 @@ def dense(pipe: Any, path: Path, factors: Factors) -> HandLora:
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
-    """Both are merged in fp32, from factors that were computed in another order."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    """Both are merged in fp32, from factors that were rounded elsewhere, and five steps make more of it."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+
+
+def far(found: np.ndarray, expected: np.ndarray) -> None:
+    """The tolerance would tell the two apart."""
+    assert np.abs(found - expected).max() > 20 * TOLERANCE * np.abs(expected).max()
 
 
 # --- NP-LoRA --------------------------------------------------------------------------------------
@@ -94,7 +100,7 @@ def test_np_lora_is_the_projected_pair_merged_by_hand(case: Any, mu: float) -> N
     with klora.fuse(pipe, *paths, {**ADDED, "transform": "NP-LoRA", "mu": mu}):
         found = picture(pipe, inputs)
     with klora.fuse(pipe, *paths, ADDED):
-        assert np.abs(picture(pipe, inputs) - found).max() > 1e-3
+        far(picture(pipe, inputs), found)
     close(found, expected)
 
 
@@ -214,6 +220,8 @@ def test_ssr_is_the_pair_that_two_forwards_by_hand_give(case: Any, has_own_promp
         found, again = picture(pipe, inputs), picture(pipe, inputs)
     np.testing.assert_array_equal(found, again)
     close(found, expected)
+    with klora.fuse(pipe, *paths, {**wanted, "transform": "none"}):
+        far(picture(pipe, inputs), found)
     assert all(before[name] is one for name, one in denoiser_of(pipe).named_parameters())
     assert not any(one._forward_pre_hooks for one in denoiser_of(pipe).modules())
 
