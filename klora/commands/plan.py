@@ -8,7 +8,7 @@ from pathlib import Path
 
 from klora.errors import SettingsError
 from klora.example_pair import CONTENT, STYLE
-from klora.planning import plan_files
+from klora.planning import folder_of_user, keep_scores_in, plan_files
 from klora.schedule import Plan
 from klora.settings import Settings, rule_settings
 
@@ -71,6 +71,7 @@ def run(arguments: Namespace) -> int:
             f"K-LoRA: strength is {arguments.strength:g}; write a number above 0 and up to 1."
         )
     content, style = _files(arguments)
+    keep_scores_in(folder_of_user())
     plan = plan_files(
         content,
         style,

@@ -3,7 +3,15 @@
 from klora.planning.cast import Cast, LayerView, Loras, Member
 from klora.planning.files import FilePair, check_base_models, plan_files, planner_of_files
 from klora.planning.planner import Planner, make_planner
-from klora.planning.scoring import Progress, forget_scores, kept_scores, scores_of
+from klora.planning.scoring import (
+    Progress,
+    content_hash,
+    forget_scores,
+    keep_scores_in,
+    kept_scores,
+    scores_of,
+)
+from klora.planning.shelf import folder_of_user
 
 __all__ = [
     "Cast",
@@ -14,7 +22,10 @@ __all__ = [
     "Planner",
     "Progress",
     "check_base_models",
+    "content_hash",
+    "folder_of_user",
     "forget_scores",
+    "keep_scores_in",
     "kept_scores",
     "make_planner",
     "plan_files",

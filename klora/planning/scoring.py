@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from klora.options import TopK
+from klora.planning import content
 from klora.planning.cast import LayerView, Loras
+from klora.planning.shelf import Shelf
 from klora.scores import DeltaRows, LayerScore, Scores, Scratch, score_layer
 
 
@@ -20,11 +26,46 @@ class ByRows(Protocol):
         ...
 
 
+@runtime_checkable
+class Lasting(Protocol):
+    """LoRAs whose scores may be kept on disk."""
+
+    def lasting_key(self) -> Sequence[object] | None:
+        """Plain data, equal exactly when the deltas and ranks of content and style are, in every process.
+
+        So it holds `content_hash` of the files, not their places, how strongly they are applied, and the
+        checkpoint's where a LoRA's type depends on it. ``None`` where that cannot be told.
+        """
+        ...
+
+
 Progress = Callable[[Iterable[LayerView]], Iterable[LayerView]]
 
 #: Scores of the pairs used last. A few kilobytes each; people go back and forth between a few pairs.
 MOST_KEPT = 32
 _kept: OrderedDict[Hashable, Scores] = OrderedDict()
+
+#: Raised when the numbers for a key change, so that what an older version kept is not read any more.
+_FORMAT = 1
+
+_shelf: Shelf | None = None
+
+
+def keep_scores_in(folder: str | os.PathLike[str] | None) -> None:
+    """Keep scores in this folder from one start to the next; ``None`` (as at first): in this process only.
+
+    A folder that cannot be written is no error: the scores are then taken anew, and the console is told once.
+    """
+    global _shelf
+    _shelf = None if folder is None else Shelf(Path(folder))
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file; read whole once, and not again after a restart if a folder keeps scores.
+
+    Raises `ReplacedFileError` if the file cannot be read.
+    """
+    return content.content_hash(path, _shelf)
 
 
 def scores_of(
@@ -43,7 +84,7 @@ def scores_of(
         return Scores(names, (0,) * len(names), {})
     key = (loras.score_key(), top_k, tuple(measures), names)
     if key not in _kept:
-        _kept[key] = _taken(loras, layers, measures, top_k, progress)
+        _kept[key] = _from_shelf_or_taken(loras, layers, measures, top_k, progress)
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
     _kept.move_to_end(key)
@@ -58,6 +99,30 @@ def forget_scores() -> None:
 def kept_scores() -> int:
     """How many pairs' scores are kept."""
     return len(_kept)
+
+
+def _from_shelf_or_taken(
+    loras: Loras, layers: Sequence[LayerView], measures: Sequence[str], top_k: TopK, progress: Progress
+) -> Scores:
+    shelf = _shelf
+    lasting = loras.lasting_key() if shelf is not None and isinstance(loras, Lasting) else None
+    if shelf is None or lasting is None:
+        return _taken(loras, layers, measures, top_k, progress)
+    names = [layer.name for layer in layers]
+    key = ["scores", _FORMAT, *lasting, str(top_k), list(measures), names]
+    scores = _read(shelf.get(key), names, measures)
+    if scores is None:
+        scores = _taken(loras, layers, measures, top_k, progress)
+        measured = {name: numbers.tolist() for name, numbers in scores.measured.items()}
+        shelf.put(key, {"top_k": list(scores.top_k), "measured": measured})
+    return scores
+
+
+def _read(told: Any, names: Sequence[str], measures: Sequence[str]) -> Scores | None:
+    if told is None:
+        return None
+    measured = {one: np.array(told["measured"][one], dtype=np.float64).reshape(-1, 2) for one in measures}
+    return Scores(tuple(names), tuple(told["top_k"]), measured)
 
 
 def _taken(

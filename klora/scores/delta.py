@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Elements of a block: 2 MB in fp32. Half of it takes as long, a fifth or all of a large layer half as long again.
+# Elements of a block: 2 MB in fp32. Halves and doubles of it take about as long.
 _BLOCK = 500_000
 
 # A product of fewer rows than this takes longer for each of them.
