@@ -21,9 +21,10 @@ TOP_K_SUM, TOTAL, ENERGY = "top-k sum", "total", "energy"
 
 @dataclass(frozen=True)
 class Passing:
-    """A dW of ``elements`` elements that passes by in ``blocks`` blocks, and K."""
+    """A dW of ``elements`` elements in ``rows`` rows that passes by in ``blocks`` blocks, and K."""
 
     elements: int
+    rows: int
     blocks: int
     k: int
     scratch: Scratch
@@ -49,6 +50,10 @@ def energy(magnitudes: Tensor) -> float:
     return float(norm * norm)
 
 
+def _total(passing: Passing) -> Tally:
+    return TotalTally(passing.rows, passing.scratch)
+
+
 def _largest(passing: Passing) -> Tally:
     return LargestTally(passing.k, passing.elements, passing.blocks, passing.scratch)
 
@@ -57,7 +62,7 @@ MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
         Measure(TOP_K_SUM, top_k_sum, _largest, needs_k=True),
-        Measure(TOTAL, lambda magnitudes, _k: total(magnitudes), lambda passing: TotalTally(passing.scratch)),
+        Measure(TOTAL, lambda magnitudes, _k: total(magnitudes), _total),
         Measure(ENERGY, lambda magnitudes, _k: energy(magnitudes), lambda _: EnergyTally()),
     )
 }
@@ -71,7 +76,7 @@ def measure_on_device(delta: Tensor, names: Sequence[str], k: int) -> dict[str, 
 
 def measure_by_rows(delta: DeltaRows, names: Sequence[str], k: int, scratch: Scratch) -> dict[str, float]:
     """The measures of a dW on the CPU, in one pass over blocks of its rows; rarely in two."""
-    passing = Passing(math.prod(delta.shape), blocks_of(delta), k, scratch)
+    passing = Passing(math.prod(delta.shape), delta.shape[0], blocks_of(delta), k, scratch)
     tallies = {name: MEASURES[name].tally(passing) for name in names}
     waiting = list(tallies.values())
     while waiting:

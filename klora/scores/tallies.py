@@ -16,6 +16,9 @@ from klora.scores.delta import Scratch
 #: groups are quick to look through, as long as few hold more than one of the largest.
 _GROUPS = ((256, 32), (32, 8), (0, 1))
 
+#: The first block is sampled this thinly, but so that this many of the K largest are to be expected.
+_SAMPLED, _LEAST = 8, 32
+
 
 class Tally(Protocol):
     """One measure of one dW in the making."""
@@ -36,24 +39,31 @@ class Tally(Protocol):
 class TotalTally:
     """The sum of |dW|, NaN or Inf if dW holds any."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
+    def __init__(self, rows: int, scratch: Scratch) -> None:
         self._sum = 0.0
-        self._is_wide = False
+        self._rows, self._scratch = rows, scratch
+        self._start()
+
+    def _start(self, *, is_wide: bool = False) -> None:
+        self._is_wide = is_wide
+        self._seen = 0
+        self._sums: Tensor | None = None
 
     def add(self, magnitudes: Tensor) -> None:
-        """Sum a row in the block's own precision, pairwise as torch does, and the rows in fp64."""
-        if self._is_wide:
-            self._sum += float(magnitudes.sum(dtype=torch.float64))
-            return
-        sums = self._scratch.flat("row sums", magnitudes.shape[0], magnitudes.dtype)
-        self._sum += float(torch.sum(magnitudes, 1, out=sums).sum(dtype=torch.float64))
+        """Sum a row in the block's own precision, pairwise as torch does; the rows are added up in fp64."""
+        dtype = torch.float64 if self._is_wide else magnitudes.dtype
+        if self._sums is None:
+            self._sums = self._scratch.flat("row sums", self._rows, dtype)
+        end = self._seen + magnitudes.shape[0]
+        torch.sum(magnitudes, 1, dtype=dtype, out=self._sums[self._seen : end])
+        self._seen = end
 
     def needs_another_pass(self) -> bool:
         """A row's sum may leave the range of fp32 where no element does: then the next pass is in fp64."""
+        self._sum = 0.0 if self._sums is None else float(self._sums.numpy().sum(dtype=np.float64))
         if self._is_wide or math.isfinite(self._sum):
             return False
-        self._sum, self._is_wide = 0.0, True
+        self._start(is_wide=True)
         return True
 
     def result(self) -> float:
@@ -99,7 +109,7 @@ class LargestTally:
         """Keep the block's elements that may be among the ``k`` largest."""
         flat = magnitudes.view(-1)
         whole = flat.numel() // self._group * self._group
-        groups = flat[:whole].view(self._group, -1)
+        groups = (flat if whole == flat.numel() else flat[:whole]).view(self._group, -1)
         maxima = self._maxima(groups)
         if self._floor is None:
             self._floor = self._guess(maxima)
@@ -117,12 +127,14 @@ class LargestTally:
         return torch.amax(groups, 0, out=self._scratch.flat("maxima", groups.shape[1], groups.dtype))
 
     def _guess(self, maxima: Tensor) -> float:
-        # All blocks are alike, so this one holds its part of the k largest; half as many again to be sure.
-        # Where it is the only one, the k-th largest of the maxima is a bound and no guess.
-        share = min(self._k, math.ceil(1.5 * self._k / self._blocks) + 32)
-        if share > maxima.numel():
+        # All blocks are alike, so this one holds its part of the k largest, and so does a sample of it.
+        # Half as many again to be sure.
+        step = max(1, min(_SAMPLED, self._k // (self._blocks * _LEAST)))
+        sample = maxima[::step].numpy()
+        share = math.ceil(1.5 * self._k / (self._blocks * step)) + _LEAST // 4
+        if share >= sample.size:
             return 0.0
-        floor = float(torch.topk(maxima, share, sorted=False).values.min())
+        floor = float(np.partition(sample, sample.size - share)[sample.size - share])
         return 0.0 if math.isnan(floor) else floor
 
     def _keep(self, magnitudes: NDArray[np.floating], floor: float) -> None:

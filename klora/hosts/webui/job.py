@@ -1,7 +1,7 @@
 """One job of the WebUI: from the arguments of the script to a bracket around each sampling pass.
 
-The state of a job lives on this object, which hangs on ``p``; nothing outlives the job but scores and the pair
-that a transform rewrote last.
+The state of a job lives on this object, which hangs on ``p``; nothing outlives the job but scores and the
+pair that a transform rewrote last.
 """
 
 from __future__ import annotations
