@@ -68,16 +68,17 @@ def files(tmp_path: Path) -> tuple[str, str]:
 TOUCHED = [f"diffusion_model.{name}.weight" for name in LAYERS]
 
 
-@pytest.fixture
-def found(files: tuple[str, str]) -> dict[str, bool]:
-    """Canonical or host's name of every layer that both change -> whether it counts as attention."""
-    layers = changed_layers(_model(), files, (TOUCHED, TOUCHED))
+@pytest.mark.parametrize("base_model", ["unknown", "Lumina 2", "Z-Image", "Wan", "Krea 2", "Qwen-Image"])
+def test_every_linear_is_contested_and_attention_is_told_by_its_words(
+    files: tuple[str, str], base_model: str
+) -> None:
+    """Whosever names they are, and whatever the file is taken for."""
+    layers = changed_layers(_model(), files, (TOUCHED, TOUCHED), base_model)
     assert all(layer.view.is_shared for layer in layers.values())
-    return {name.removeprefix("diffusion_model."): layer.view.is_attention for name, layer in layers.items()}
-
-
-def test_every_linear_is_contested_and_attention_is_told_by_its_words(found: dict[str, bool]) -> None:
-    assert found == LAYERS
+    attention = {layer.module.removeprefix("diffusion_model."): set() for layer in layers.values()}
+    for layer in layers.values():
+        attention[layer.module.removeprefix("diffusion_model.")].add(layer.view.is_attention)
+    assert attention == {name: {is_attention} for name, is_attention in LAYERS.items()}
 
 
 class _Packed(nn.Parameter):

@@ -15,7 +15,7 @@ from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.reading import read_again
-from klora.hosts.forge_family.seam import FamilySeam
+from klora.hosts.forge_family.seam import Checkpoint, FamilySeam
 from klora.schedule import noise_progress
 
 #: Where the seam of a job's latest pass hangs on ``p``, because the host tells of a refiner by ``p`` alone.
@@ -112,5 +112,6 @@ class FamilyHost(ABC):
         return noise_progress(float(predictor.timestep(torch.tensor([level], dtype=torch.float32))[0]))
 
 
-def _checkpoint(model: Any) -> str | None:
-    return getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
+def _checkpoint(model: Any) -> Checkpoint:
+    file = getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
+    return Checkpoint(file, loaded_family(model))

@@ -4,7 +4,7 @@ uses."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -18,8 +18,8 @@ from klora.planning import LayerView
 _DENOISER = "diffusion_model."
 _WEIGHT = ".weight"
 
-#: The layers of a file by canonical name, fused ones taken apart; ``None`` if only the host can read it.
-KnownLayers = Mapping[str, LoraLayer] | None
+#: The layers of a file by canonical name, fused ones taken apart.
+Layers = Mapping[str, LoraLayer]
 
 
 @dataclass(frozen=True)
@@ -55,106 +55,119 @@ _OF_NO_AMOUNT = _Touch(None, needs_base=True, can_be_weighed=False)
 _READ_BY_THE_HOST = _Touch(None, needs_base=True, can_be_weighed=True)
 
 
+@dataclass(frozen=True)
+class _KnownFile:
+    """What can be read here of a file: its layers, and the names of those whose effect has no amount."""
+
+    base_model: str
+    layers: Layers
+    of_no_amount: Collection[str]
+
+
 def changed_layers(
-    model: nn.Module, files: Sequence[str], touched: Sequence[Collection[str]]
+    model: nn.Module, files: Sequence[str], touched: Sequence[Collection[str]], base_model: str
 ) -> dict[str, ChangedLayer]:
     """The layers of ``model`` that any of ``files`` changes, by canonical name, in forward order.
 
-    ``touched`` are the parameters that the host found in each file. A fused projection is taken apart, as
-    `klora.files.pair_layers` does. A module whose name no engine knows is called as the host calls it.
+    ``touched`` are the parameters that the host found in each file; ``base_model`` says whose names the
+    model's are where no file does. A fused projection is taken apart, as `klora.files.pair_layers` does. A module whose name
+    the engine does not know is called as the host calls it.
     """
     parameters = dict(model.named_parameters())
-    known, base_model = known_layers(files), _base_model(files)
-    modules: dict[str, list[str]] = {}
+    known = [_known(path) for path in files]
+    told = (file.base_model for file in known if file is not None and file.base_model != "unknown")
+    base_model = next(told, base_model)
+    by_module: dict[str, list[str]] = {}
     for name in sorted(set().union(*touched)):
         if name.startswith(_DENOISER) and name in parameters:
-            modules.setdefault(name.rpartition(".")[0], []).append(name)
-    found = {
-        layer.view.name: layer
-        for module, names in modules.items()
-        for layer in _layers_of(module, names, parameters, known, touched, base_model)
-    }
+            by_module.setdefault(name.rpartition(".")[0], []).append(name)
+    found: dict[str, ChangedLayer] = {}
+    for path, names in by_module.items():
+        module = _module(path, names, parameters, base_model)
+        if any(part.name in found for part in module.parts):  # another model's name that means another layer
+            module = replace(module, whole=path, parts=(Part(path, ()),))
+        found |= {layer.view.name: layer for layer in _layers_of(module, known, touched)}
     return {name: found[name] for name in in_forward_order(sorted(found))}
 
 
-def known_layers(files: Sequence[str]) -> list[KnownLayers]:
-    """The layers of each file, as far as they can be read here."""
-    return [_known(path) for path in files]
+def layers_of_file(path: str) -> Layers:
+    """The layers of a file; none if only the host can read it."""
+    known = _known(path)
+    return {} if known is None else known.layers
 
 
-def _known(path: str) -> KnownLayers:
+def _known(path: str) -> _KnownFile | None:
     try:
-        return split(read_lora(path))
+        file = read_lora(path)
     except LoraFileError:
         return None  # what is unsound was refused before; what is left only the host can read
+    return _KnownFile(file.base_model, split(file), file.left_to_host)
 
 
-def _base_model(files: Sequence[str]) -> str:
-    """That of the first file which tells: it says whose native names the parameters have."""
-    for path in files:
-        try:
-            name = read_lora(path).base_model
-        except LoraFileError:
-            continue  # as above
-        if name != "unknown":
-            return name
-    return "unknown"
+@dataclass(frozen=True)
+class _Module:
+    """A module of the model: its changed ``parameters``, and the layers that it is to the engine."""
+
+    path: str
+    parameters: tuple[str, ...]
+    matrix: str | None
+    whole: str
+    parts: tuple[Part, ...]
+
+
+def _module(
+    path: str, names: Sequence[str], parameters: Mapping[str, nn.Parameter], base_model: str
+) -> _Module:
+    weight = path + _WEIGHT
+    whole = host_layer_to_canonical(weight, base_model) or path
+    if weight in names and len(parameters[weight].shape) in (2, 4):
+        return _Module(path, tuple(names), weight, whole, _parts(whole, parameters[weight]))
+    return _Module(path, tuple(names), None, whole, (Part(whole, ()),))
 
 
 def _layers_of(
-    module: str,
-    names: Sequence[str],
-    parameters: Mapping[str, nn.Parameter],
-    known: Sequence[KnownLayers],
-    touched: Sequence[Collection[str]],
-    base_model: str,
+    module: _Module, known: Sequence[_KnownFile | None], touched: Sequence[Collection[str]]
 ) -> Iterator[ChangedLayer]:
-    weight = module + _WEIGHT
-    is_matrix = weight in names and len(parameters[weight].shape) in (2, 4)
-    whole = host_layer_to_canonical(weight, base_model) or module
-    parts = _parts(whole, parameters[weight]) if is_matrix else (Part(whole, ()),)
-    for part in parts:
+    for part in module.parts:
         touches = {
             place: touch
-            for place, layers in enumerate(known)
-            if (touch := _touch(part.name, parts, layers, names, touched[place], weight)) is not None
+            for place, file in enumerate(known)
+            if (touch := _touch(part.name, module, file, touched[place])) is not None
         }
         if not touches:
             continue
+        can_be_weighed = all(touches[place].can_be_weighed for place in (0, 1) if place in touches)
         yield ChangedLayer(
             view=LayerView(
                 part.name,
                 is_attention(part.name),
                 {place: touch.rank for place, touch in touches.items()},
-                is_matrix and all(touches[place].can_be_weighed for place in (0, 1) if place in touches),
+                is_contestable=module.matrix is not None and can_be_weighed,
             ),
-            module=module,
-            parameters=tuple(names),
-            weight=weight if is_matrix else None,
+            module=module.path,
+            parameters=module.parameters,
+            weight=module.matrix,
             needs_base={place: touch.needs_base for place, touch in touches.items()},
             rows=part.rows or None,
         )
 
 
-def _touch(
-    part: str,
-    parts: Sequence[Part],
-    layers: KnownLayers,
-    names: Sequence[str],
-    touched: Collection[str],
-    weight: str,
-) -> _Touch | None:
-    """What a file of ``layers`` that changes the parameters ``touched`` does to a part of a module."""
-    beside = _ONLY_BESIDE if any(name in touched for name in names if name != weight) else None
+def _touch(part: str, module: _Module, file: _KnownFile | None, touched: Collection[str]) -> _Touch | None:
+    """What a file that changes the parameters ``touched`` does to a part of a module."""
+    weight = module.path + _WEIGHT
+    is_beside = any(name in touched for name in module.parameters if name != weight)
+    beside = _ONLY_BESIDE if is_beside else None
     if weight not in touched:
         return beside
-    if layers is None:
-        return _READ_BY_THE_HOST
-    layer = layers.get(part)
-    if layer is not None:
-        return _Touch(layer.rank, layer.needs_base, can_be_weighed=True)
-    # It may leave this part of a fused projection alone, or have a type without a dW to weigh, as IA3.
-    return beside if any(other.name in layers for other in parts) else _OF_NO_AMOUNT
+    layers: Layers = {} if file is None else file.layers
+    if part in layers:
+        return _Touch(layers[part].rank, layers[part].needs_base, can_be_weighed=True)
+    names = {module.whole, *(other.name for other in module.parts)}
+    if names & layers.keys():
+        return beside  # it leaves this part of a fused projection alone
+    if file is not None and names & set(file.of_no_amount):
+        return _OF_NO_AMOUNT  # a type without a dW to weigh, as IA3
+    return _READ_BY_THE_HOST  # under a name that only the host can make out
 
 
 def _parts(whole: str, weight: nn.Parameter) -> tuple[Part, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ from klora.planning import LayerView
 from klora.schedule import LayerShares
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is loaded: its file, as far as the host says, and its base model, whose names its layers have."""
+
+    file: str | None
+    base_model: str
+
+
 class FamilySeam:
     """The seam for the LoRA files of a cast, by path, in the patches of a denoiser.
 
@@ -41,7 +50,7 @@ class FamilySeam:
         names: Sequence[str],
         paths: Sequence[str],
         denoiser: PatchedDenoiser,
-        checkpoint: str | None,
+        checkpoint: Checkpoint,
     ) -> None:
         self.names = tuple(names)
         self.paths = tuple(paths)
@@ -50,11 +59,12 @@ class FamilySeam:
         self._watch: RemovableHandle | None = None
         self._attach(denoiser, checkpoint)
 
-    def _attach(self, denoiser: PatchedDenoiser, checkpoint: str | None) -> None:
+    def _attach(self, denoiser: PatchedDenoiser, checkpoint: Checkpoint) -> None:
         denoiser.refuse()
         self._denoiser = denoiser
         self._checkpoint = checkpoint
-        self._layers = changed_layers(denoiser.unet.model, self.paths, denoiser.patches.touched)
+        touched = denoiser.patches.touched
+        self._layers = changed_layers(denoiser.unet.model, self.paths, touched, checkpoint.base_model)
         self._sizes = {
             name: {one: shape_of(denoiser.clean(one)) for one in layer.parameters}
             for name, layer in self._layers.items()
@@ -78,7 +88,7 @@ class FamilySeam:
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
         states = tuple((path, Identity.at(path), mark_of(path)) for path in self.paths[:2])
-        return (self._checkpoint, states, *map(self._denoiser.patches.strengths, range(len(states))))
+        return (self._checkpoint.file, states, *map(self._denoiser.patches.strengths, range(len(states))))
 
     # --- Withholding and applying -----------------------------------------------------------------------
 
@@ -134,7 +144,7 @@ class FamilySeam:
         """Whether a pass is under way."""
         return self._held is not None
 
-    def follow(self, denoiser: PatchedDenoiser, checkpoint: str | None) -> Any:
+    def follow(self, denoiser: PatchedDenoiser, checkpoint: Checkpoint) -> Any:
         """The refiner takes over and is not yet loaded: the patcher to be loaded for it.
 
         Layers that the refiner has not, or in another size, are left to the host. The shares stay.

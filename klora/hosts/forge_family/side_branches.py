@@ -15,7 +15,7 @@ from klora.errors import HostError
 from klora.files import Identity
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
-from klora.hosts.forge_family.layers import ChangedLayer, KnownLayers, known_layers
+from klora.hosts.forge_family.layers import ChangedLayer, Layers, layers_of_file
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, Layer, RowDelta, fitted
 
@@ -104,16 +104,16 @@ class SideBranches:
         return replace(delta, bias=None if bias is None else bias.to(storage), rows=layer.rows)
 
     def _factors(self, place: int, layer: ChangedLayer, dense: Tensor) -> tuple[Tensor, Tensor] | None:
-        known = self._known[place]
-        factors = None if known is None or layer.view.name not in known else known[layer.view.name].factors()
+        in_file = self._in_files[place].get(layer.view.name)
+        factors = None if in_file is None else in_file.factors()
         if factors is None or layer.needs_base[place]:
             return None
         up, down = factors
         return factors if up.shape[0] * down[0].numel() == dense.numel() else None
 
     @cached_property
-    def _known(self) -> list[KnownLayers]:
-        return known_layers(self._paths)
+    def _in_files(self) -> list[Layers]:
+        return [layers_of_file(path) for path in self._paths]
 
     @cached_property
     def _kept(self) -> list[dict[str, RowDelta]]:

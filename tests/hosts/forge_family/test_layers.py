@@ -35,7 +35,7 @@ def split_lora(folder: Path, *parts: str) -> str:
 def test_a_file_for_parts_of_a_fused_projection_changes_these_alone(tmp_path: Path) -> None:
     whole = make_lora(tmp_path, "fox", 1)
     split = split_lora(tmp_path, "q", "v")
-    layers = changed_layers(Model(), (whole.path, split), (whole.deltas(), [WEIGHT]))
+    layers = changed_layers(Model(), (whole.path, split), (whole.deltas(), [WEIGHT]), "SD1")
     assert layers[Q].view.ranks == {0: 2, 1: 2}
     assert layers[K].view.ranks == {0: 2}
     assert layers[V].rows == ((2 * WIDTH, 3 * WIDTH),)
@@ -47,12 +47,12 @@ def test_a_type_without_an_amount_is_changed_but_no_contest(tmp_path: Path) -> N
     name = f"diffusion_model.{BLOCK}.attn1.to_q"
     ia3 = tmp_path / "ia3.safetensors"
     save_file({f"{name}.on_input": torch.tensor(False), f"{name}.weight": torch.ones(WIDTH)}, ia3)
-    layers = changed_layers(Model(), (fox.path, str(ia3)), (fox.deltas(), [f"{name}.weight"]))
+    layers = changed_layers(Model(), (fox.path, str(ia3)), (fox.deltas(), [f"{name}.weight"]), "SD1")
     assert layers[TO_Q].view.ranks == {0: 2, 1: None}
     assert not layers[TO_Q].view.is_contestable
     assert layers[TO_Q].needs_base == {0: False, 1: True}
     as_guest = changed_layers(
-        Model(), (fox.path, fox.path, str(ia3)), (fox.deltas(), fox.deltas(), [f"{name}.weight"])
+        Model(), (fox.path, fox.path, str(ia3)), (fox.deltas(), fox.deltas(), [f"{name}.weight"]), "SD1"
     )
     assert as_guest[TO_Q].view.is_shared  # it is none of the two that are weighed
 
@@ -61,23 +61,23 @@ def test_a_bias_alone_is_changed_but_no_contest(tmp_path: Path) -> None:
     fox = make_lora(tmp_path, "fox", 1)
     bias = f"diffusion_model.{OUT}.bias"
     file = save(tmp_path / "bias.safetensors", **{f"diffusion_model.{OUT}.diff_b": torch.ones(WIDTH)})
-    layer = changed_layers(Model(), (fox.path, file), (fox.deltas(), [bias]))[CANONICAL[OUT][0]]
+    layer = changed_layers(Model(), (fox.path, file), (fox.deltas(), [bias]), "SD1")[CANONICAL[OUT][0]]
     assert layer.view.ranks == {0: 2, 1: None}
     assert not layer.view.is_contestable
     assert set(layer.parameters) == {bias, f"diffusion_model.{OUT}.weight"}
-    alone = changed_layers(Model(), (file,), ([bias],))
+    alone = changed_layers(Model(), (file,), ([bias],), "SD1")
     assert [(one.view.is_contestable, one.weight) for one in alone.values()] == [(False, None)]
 
 
 def test_what_is_no_parameter_of_the_denoiser_is_left_to_the_host(tmp_path: Path) -> None:
     fox = make_lora(tmp_path, "fox", 1)
     strange = ["clip.layer.weight", "diffusion_model.no.such.weight", f"diffusion_model.{NORM}.weight"]
-    assert list(changed_layers(Model(), (fox.path,), (strange,))) == [CANONICAL[NORM][0]]
+    assert list(changed_layers(Model(), (fox.path,), (strange,), "SD1")) == [CANONICAL[NORM][0]]
 
 
 def test_regions_of_a_fused_parameter(tmp_path: Path) -> None:
     fox = make_lora(tmp_path, "fox", 1)
-    layers = changed_layers(Model(), (fox.path, fox.path), (fox.deltas(), fox.deltas()))
+    layers = changed_layers(Model(), (fox.path, fox.path), (fox.deltas(), fox.deltas()), "SD1")
     regions = Regions(layers, 2)
     assert regions.of_parameter(WEIGHT, 24) == (Region((1.0, 1.0), None),)
     changed = regions.decide({Q: LayerShares((0.5, 0.0)), V: LayerShares((0.5, 0.0)), K: LayerShares((1, 1))})
@@ -95,7 +95,7 @@ def test_regions_of_a_fused_parameter(tmp_path: Path) -> None:
 
 def test_rows_that_no_layer_claims_stay_as_the_host_has_them(tmp_path: Path) -> None:
     split = split_lora(tmp_path, "q", "v")
-    layers = changed_layers(Model(), (split, split), ([WEIGHT], [WEIGHT]))
+    layers = changed_layers(Model(), (split, split), ([WEIGHT], [WEIGHT]), "SD1")
     regions = Regions(layers, 2, {Q: LayerShares((0.0, 1.0))})
     assert set(layers) == {Q, V}
     assert regions.decided() == (WEIGHT,)
