@@ -70,8 +70,8 @@ def changed_layers(
     """The layers of ``model`` that any of ``files`` changes, by canonical name, in forward order.
 
     ``touched`` are the parameters that the host found in each file; ``base_model`` says whose names the
-    model's are where no file does. A fused projection is taken apart, as `klora.files.pair_layers` does. A module whose name
-    the engine does not know is called as the host calls it.
+    model's are where no file does. A fused projection is taken apart, as `klora.files.pair_layers` does. A
+    module whose name the engine does not know is called as the host calls it.
     """
     parameters = dict(model.named_parameters())
     known = [_known(path) for path in files]
