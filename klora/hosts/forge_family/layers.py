@@ -59,6 +59,7 @@ _READ_BY_THE_HOST = _Touch(None, needs_base=True, can_be_weighed=True)
 class _KnownFile:
     """What can be read here of a file: its layers, and the names of those whose effect has no amount."""
 
+    base_model: str
     layers: Layers
     of_no_amount: Collection[str]
 
@@ -69,11 +70,13 @@ def changed_layers(
     """The layers of ``model`` that any of ``files`` changes, by canonical name, in forward order.
 
     ``touched`` are the parameters that the host found in each file; ``base_model`` says whose names the
-    model's are. A fused projection is taken apart, as `klora.files.pair_layers` does. A module whose name
-    the engine does not know is called as the host calls it.
+    model's are where no file does. A fused projection is taken apart, as `klora.files.pair_layers` does. A
+    module whose name the engine does not know is called as the host calls it.
     """
     parameters = dict(model.named_parameters())
     known = [_known(path) for path in files]
+    told = (file.base_model for file in known if file is not None and file.base_model != "unknown")
+    base_model = next(told, base_model)
     by_module: dict[str, list[str]] = {}
     for name in sorted(set().union(*touched)):
         if name.startswith(_DENOISER) and name in parameters:
@@ -98,7 +101,7 @@ def _known(path: str) -> _KnownFile | None:
         file = read_lora(path)
     except LoraFileError:
         return None  # what is unsound was refused before; what is left only the host can read
-    return _KnownFile(split(file), file.left_to_host)
+    return _KnownFile(file.base_model, split(file), file.left_to_host)
 
 
 @dataclass(frozen=True)
