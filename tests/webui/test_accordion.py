@@ -78,11 +78,11 @@ def test_the_page_knows_which_settings_have_a_say_in_which_rule(host: FakeHost) 
     told = json.loads(str(live_line(host)["data-facts"]))
     assert told["order"] == NAMES
     assert told["ids"]["alpha"] == "txt2img_klora_alpha"
-    for rule, names in told["rules"].items():
+    for rule, names in told["parts"]["rule"].items():
         settings = Settings(rule=rule)
-        assert names == [one.name for one in Settings.offered() if settings.shapes(one)]
-    assert "tau" in told["rules"]["smooth"]
-    assert "tau" not in told["rules"]["K-LoRA"]
+        assert all(settings.shapes(Settings.declaration(name)) for name in names)
+    assert "tau" in told["parts"]["rule"]["smooth"]
+    assert "tau" not in told["parts"]["rule"]["K-LoRA"]
 
 
 def test_every_button_that_the_page_presses_is_there_and_not_seen(host: FakeHost) -> None:
