@@ -139,7 +139,18 @@ def _on(event: Any, javascript: str | None = None, **rest: Any) -> Any:
     """
     name = "js" if "js" in inspect.signature(event).parameters else "_js"
     asked = {name: javascript} if javascript is not None else {}
-    return event(**{"fn": None, "inputs": [], "outputs": [], "queue": False, **asked, **_quiet(rest), **rest})
+    return event(
+        **{
+            "fn": None,
+            "inputs": [],
+            "outputs": [],
+            "queue": False,
+            "api_name": False,
+            **asked,
+            **_quiet(rest),
+            **rest,
+        }
+    )
 
 
 def _quiet(rest: dict[str, Any]) -> dict[str, Any]:
