@@ -4,8 +4,8 @@ Every setting that a name does not say has the value written here, so that a def
 not change what a name means. Balance is no part of a name: every method is run over all of it.
 
 Three keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
-rule's scores, ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`), and ``content_e=`` says
-how strongly the content counts whatever the CFG scale is, as the number of ``guidance`` does for the style.
+rule's scores, ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`), and ``content_e=``
+says how strongly the content counts whatever the CFG scale is, as the number of ``guidance`` does for the style.
 """
 
 from __future__ import annotations
