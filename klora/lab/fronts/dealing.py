@@ -40,7 +40,7 @@ def with_content_strength(dealt: Dealt, strength: float, guidance: float) -> Dea
     """Shares in which the content counts ``strength`` times in the guided prediction, at guidance scale g.
 
     e_u + g (e_c - e_u) counts what is in the conditional pass g times and takes off g - 1 times what is in
-    the other, so the unconditional rows have (g - strength) / (g - 1) of the content's share, and none beyond g.
+    the other. So the unconditional rows have (g - strength) / (g - 1) of the content's share, none beyond g.
     """
     if strength == 1 or guidance <= 1:
         return dealt

@@ -5,7 +5,8 @@ not change what a name means. Balance is no part of a name: every method is run 
 
 Three keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
 rule's scores, ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`), and ``content_e=``
-says how strongly the content counts whatever the CFG scale is, as the number of ``guidance`` does for the style.
+says how strongly the content counts whatever the CFG scale is, as a number for ``guidance`` does for the
+style.
 """
 
 from __future__ import annotations
