@@ -191,6 +191,7 @@ def save(named: dict[str, Tensor], recipe: Training, folder: Path) -> Path:
         "ss_network_dim": str(recipe.rank),
         "ss_network_alpha": str(recipe.alpha),
         "ss_output_name": recipe.name,
+        "ss_steps": str(recipe.steps),
         "ss_tag_frequency": json.dumps({recipe.name: {recipe.trigger: 1}}),
         "modelspec.trigger_phrase": recipe.trigger,
     }

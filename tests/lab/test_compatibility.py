@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 for module in ("diffusers", "transformers", "scipy"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
-from klora.lab.fronts import compatibility  # noqa: E402
+from klora.lab.fronts import compatibility, prediction  # noqa: E402
 from klora.lab.fronts.branches import Branch, Pair  # noqa: E402
 from klora.lab.fronts.calibration import Effects  # noqa: E402
 
@@ -78,3 +78,19 @@ def test_where_no_feature_helps_the_balance_is_fixed() -> None:
     known = np.random.default_rng(3).normal(size=(10, 7))
     chosen = compatibility.choose_automatic(known, outcomes, BALANCES)
     assert (chosen.slope, chosen.start) == (0.0, 0.0)
+
+
+def test_prediction_is_fitted_on_one_half_and_tried_on_the_other() -> None:
+    chance = np.random.default_rng(4)
+
+    def half() -> prediction.Known:
+        known = chance.normal(size=(40, 7))
+        best = np.clip(-0.4 * known[:, 0], -0.5, 0.5)
+        good = 0.6 + 0.1 * np.tanh(known[:, 3])
+        return prediction.Known(known, good[:, None] - 0.3 * np.abs(np.array(BALANCES) - best[:, None]))
+
+    found = prediction.predict(half(), half(), BALANCES)
+    assert max(found.alone, key=lambda name: abs(found.alone[name])) == compatibility.FEATURES[3]
+    assert found.index > 0.5
+    assert found.automatic_reached > found.fixed_reached
+    assert f"{found.index:+.2f}" in prediction.told(found)

@@ -27,7 +27,7 @@ from klora.lab.fronts import (  # noqa: E402
     statistics,
     transforms,
 )
-from klora.lab.fronts.dealing import Dealt, by_the_engine  # noqa: E402
+from klora.lab.fronts.dealing import Dealt, by_the_engine, with_content_strength  # noqa: E402
 from klora.lab.fronts.statistics import Front  # noqa: E402
 from klora.lab.fronts.store import Sampling, Store  # noqa: E402
 from klora.lab.fronts.study import Study  # noqa: E402
@@ -91,7 +91,16 @@ def test_a_name_says_rule_and_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing", "K-LoRA keep", "K-LoRA balance=0.5", "K-LoRA keep=2", "smooth x=1"]
+    "name",
+    [
+        "nothing",
+        "K-LoRA keep",
+        "K-LoRA balance=0.5",
+        "K-LoRA keep=2",
+        "smooth x=1",
+        "weights content_e=0",
+        "weights content_e=x",
+    ],
 )
 def test_a_bad_name_is_refused(name: str) -> None:
     with pytest.raises(KloraError):
@@ -170,6 +179,17 @@ def test_adding_is_dealt_ones_and_guidance_spares_the_unconditional_pass(pair: P
     changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
     assert (spared.unconditional[:, changed, 1] == 0).all()
     assert (weighed.conditional[:, changed, 1] == 1.3).all()
+
+
+def test_a_strength_of_the_content_counts_so_often_in_the_guided_prediction(pair: Pair) -> None:
+    dealt = by_the_engine(*pair.files, methods.method("weights guidance=3").at(0), STEPS, 4.0)
+    found = with_content_strength(dealt, 1.5, 4.0)
+    changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
+    counted = found.unconditional + 4 * (found.conditional - found.unconditional)
+    assert counted[:, changed, 0] == pytest.approx(1.5)
+    assert counted[:, changed, 1] == pytest.approx(3)
+    assert with_content_strength(dealt, 9, 4.0).unconditional[..., 0].max() == 0
+    assert with_content_strength(dealt, 1, 4.0) is dealt
 
 
 def test_a_studys_pictures_are_scored_once(lab: Path, pair: Pair) -> None:

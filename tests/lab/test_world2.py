@@ -196,3 +196,24 @@ def test_the_larger_model_comes_back_from_its_checkpoint(tmp_path: Path) -> None
 
 def test_base_styles_are_known_to_the_judge() -> None:
     assert {style.name for style in BASE_STYLES} < set(STYLE_NAMES)
+
+
+def test_a_lora_is_trained_on_only_where_more_steps_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from klora.lab.world2 import loras as training
+
+    fitted: list[int] = []
+
+    def fit(_model: object, recipe: recipes.Recipe, *_lesson: object) -> dict[str, torch.Tensor]:
+        fitted.append(recipe.steps)
+        return {"lora_unet_x.alpha": torch.ones(1)}
+
+    monkeypatch.setattr(loras, "fit", fit)
+    monkeypatch.setattr(training, "lesson", lambda _cache, _recipe: (torch.zeros(1), ["bear"]))
+    recipe = recipes.RECIPES["content-bear-top-hat"]
+    for factor in (1.0, 1.0, 1.5, 1.0):
+        training.train(None, training.longer(recipe, factor), tmp_path, tmp_path)  # type: ignore[arg-type]
+    assert fitted == [recipe.steps, round(1.5 * recipe.steps)]
+    assert training.steps_of(tmp_path / f"{recipe.name}.safetensors") == round(1.5 * recipe.steps)
+    assert training.steps_of(tmp_path / "nothing.safetensors") == 0

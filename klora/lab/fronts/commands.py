@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
-from klora.lab.fronts import methods, report
+from klora.lab.fronts import methods, prediction, report
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
@@ -36,6 +36,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder of world 2's weights")
     parser.add_argument("--out", type=Path, default=Path("klora-out") / "fronts", help="scores and reports")
     parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread (default: 1)")
+    parser.add_argument(
+        "--predict", action="store_true", help="tell outcomes from files: scores of both halves must be made"
+    )
     parser.add_argument("--list", action="store_true", help="list the study's methods and make nothing")
 
 
@@ -44,15 +47,9 @@ def run(chosen: Namespace) -> int:
     if chosen.list:
         print("\n".join(methods.study()))
         return 0
-    sampling = Sampling(chosen.weights, chosen.guidance_scale, chosen.steps)
-    names = dict.fromkeys(chosen.methods or methods.study())
-    study = Study(
-        Store(chosen.out / "scores", sampling),
-        [methods.method(name) for name in names],
-        all_pairs(chosen.world, chosen.half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread),
-        range(chosen.seeds),
-        tuple(chosen.balances),
-    )
+    if chosen.predict:
+        return _predict(chosen)
+    study = _study(chosen, chosen.half)
     make_all(study, chosen.workers)
     fronts = report.with_originals([study.front(method, chosen.unit) for method in study.methods])
     choice = _choice(
@@ -65,6 +62,32 @@ def run(chosen: Namespace) -> int:
     stem = chosen.out / f"world-{chosen.world}-{chosen.half}-{chosen.guidance_scale:g}"
     print(report.table(made))
     print("written: " + ", ".join(map(str, report.write(made, fronts, references, title, stem))))
+    return 0
+
+
+def _study(chosen: Namespace, half: str) -> Study:
+    """The study that the arguments ask for, on a half."""
+    sampling = Sampling(chosen.weights, chosen.guidance_scale, chosen.steps)
+    names = dict.fromkeys(chosen.methods or methods.study())
+    return Study(
+        Store(chosen.out / "scores", sampling),
+        [methods.method(name) for name in names],
+        all_pairs(chosen.world, half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread),
+        range(chosen.seeds),
+        tuple(chosen.balances),
+    )
+
+
+def _predict(chosen: Namespace) -> int:
+    """Whether the outcome of each named method can be told beforehand; its scores must have been made."""
+    studies = [_study(chosen, half) for half in HALVES]
+    missing = sum(len(study.open_tasks(pair)) for study in studies for pair in study.pairs)
+    if missing:
+        raise KloraError(f"{missing} pictures of these methods are not made yet; run both halves first.")
+    for method in studies[0].methods:
+        known = [prediction.known_of(study, method) for study in studies]
+        found = prediction.predict(known[0], known[1], studies[0].balances)
+        print(f"## {method.name}\n\n{prediction.told(found)}\n")
     return 0
 
 

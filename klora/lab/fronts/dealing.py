@@ -7,7 +7,7 @@ effect (`klora.lab.fronts.effects`), is another `Dealer`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,19 @@ class Dealt:
         """The same in another order of layers."""
         places = [self.layers.index(name) for name in names]
         return Dealt(tuple(names), self.conditional[:, places], self.unconditional[:, places])
+
+
+def with_content_strength(dealt: Dealt, strength: float, guidance: float) -> Dealt:
+    """Shares in which the content counts ``strength`` times in the guided prediction, at guidance scale g.
+
+    e_u + g (e_c - e_u) counts what is in the conditional pass g times and takes off g - 1 times what is in
+    the other. So the unconditional rows have (g - strength) / (g - 1) of the content's share, none beyond g.
+    """
+    if strength == 1 or guidance <= 1:
+        return dealt
+    unconditional = dealt.unconditional.copy()
+    unconditional[..., 0] *= max(0.0, (guidance - strength) / (guidance - 1))
+    return replace(dealt, unconditional=unconditional)
 
 
 class Dealer(Protocol):

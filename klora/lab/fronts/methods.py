@@ -3,8 +3,10 @@
 Every setting that a name does not say has the value written here, so that a default that changes later does
 not change what a name means. Balance is no part of a name: every method is run over all of it.
 
-Two keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
-rule's scores, and ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`).
+Three keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
+rule's scores, ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`), and ``content_e=``
+says how strongly the content counts whatever the CFG scale is, as a number for ``guidance`` does for the
+style.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ class Method:
     """What K-LoRA's contest goes by: `SCORES` of the weights, or the measured `EFFECT`."""
     transform: str = ""
     """What is done to the pair before: one of `TRANSFORMS`, or nothing."""
+    content_e: float = 1.0
+    """How strongly the content counts in the guided prediction; 1: as in both passes."""
 
     def at(self, balance: float) -> Settings:
         """The settings at one balance."""
@@ -83,13 +87,33 @@ def method(name: str) -> Method:
         )
     if contest == EFFECT and rule not in BY_EFFECT:
         raise KloraError(f"method {name!r}: only {' and '.join(BY_EFFECT)} can go by measured effect.")
+    content_e = _at_least_1(name, str(changes.pop("content_e", "1")))
     settings = Settings.from_mapping({**FIXED, **changes, "rule": rule})
-    return Method(name, settings, contest, transform)
+    return Method(name, settings, contest, transform, content_e)
+
+
+def _at_least_1(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value >= 1:
+        raise KloraError(f"method {name!r}: content_e is a number from 1 on, not {text!r}.")
+    return value
 
 
 def crossed(names: tuple[str, ...], guidances: tuple[str, ...]) -> tuple[str, ...]:
     """Every name with every guidance; ``both`` goes without saying."""
     return tuple(name if one == "both" else f"{name} guidance={one}" for one in guidances for name in names)
+
+
+BESIDES: tuple[str, ...] = (
+    "weights guidance=3 content_e=1.5",
+    "K-LoRA keep=0.7 guidance=3 content_e=1.5",
+    "smooth guidance=2 content_e=1.5",
+    "smooth guidance=3 content_e=1.5",
+)
+"""Methods that are crossed with nothing."""
 
 
 PLAIN: tuple[str, ...] = (
@@ -131,4 +155,4 @@ PLAINLY_ADDED = {"weights": "added 1 + 1"}
 
 def study() -> tuple[str, ...]:
     """All methods of the study."""
-    return crossed(PLAIN, GUIDANCES)
+    return (*crossed(PLAIN, GUIDANCES), *BESIDES)

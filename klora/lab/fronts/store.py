@@ -60,6 +60,7 @@ class Store:
             self.sampling.guidance,
             method.contest,
             method.transform,
+            method.content_e,
             *map(fingerprint, files),
         ]
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

@@ -18,7 +18,7 @@ from klora.lab import checkpoint
 from klora.lab.fronts.branches import Pair as Branches
 from klora.lab.fronts.branches import pair_of
 from klora.lab.fronts.calibration import effects
-from klora.lab.fronts.dealing import Dealer, Dealt, by_the_engine
+from klora.lab.fronts.dealing import Dealer, Dealt, by_the_engine, with_content_strength
 from klora.lab.fronts.effects import by_effect
 from klora.lab.fronts.methods import BALANCES, EFFECT, Method
 from klora.lab.fronts.sampling import BATCH, Wanted, pictures
@@ -97,6 +97,7 @@ class Prepared:
             deal = self._by_effect if method.contest == EFFECT else by_the_engine
             settings, sampling = method.at(balance), self.sampling
             found = deal(*self.pair.files, settings, sampling.steps, sampling.guidance)
+            found = with_content_strength(found, method.content_e, sampling.guidance)
             self._dealt[method, balance] = found.ordered(self.branches.names)
         return self._dealt[method, balance]
 

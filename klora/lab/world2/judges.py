@@ -108,9 +108,8 @@ def thing_loss(scores: Tensor, worn: Tensor) -> Tensor:
 
 def train_subject_judge(cache: Path, lessons: Drawings, others: Tensor) -> Loop:
     """Train the judge of kinds and things, or go on: half on composed drawings, half on plain ones."""
-    learnt = ~kept_out_of_kinds(lessons) | (lessons.things > 0).any(1)
     is_composed = torch.arange(len(lessons.kind)) >= len(SUBJECTS) * len(STYLE_NAMES)
-    learnt |= is_composed
+    learnt = ~kept_out_of_kinds(lessons) | is_composed
     often = torch.where(is_composed, OWN_SHARE / is_composed.sum(), (1 - OWN_SHARE) / (~is_composed).sum())
     often = often * learnt
     drawn, other = reduced(lessons.drawn), reduced(others)

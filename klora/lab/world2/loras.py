@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,10 +40,25 @@ def lesson(cache: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
     return stacked(drawn), [f"{recipe.trigger}, {STYLES[style].word} style" for style in styles]
 
 
-def train(model: Model, recipe: Recipe, cache: Path, folder: Path) -> Path:
-    """Train one LoRA, unless its file is there; returns the file."""
-    path = folder / f"{recipe.name}.safetensors"
+def steps_of(path: Path) -> int:
+    """For how many steps the LoRA of a file was trained; 0 where there is no file."""
+    from safetensors import safe_open
+
     if not path.exists():
+        return 0
+    with safe_open(path, "pt") as stored:
+        return int(stored.metadata()["ss_steps"])
+
+
+def longer(recipe: Recipe, factor: float) -> Recipe:
+    """The same recipe with so many times the steps."""
+    return replace(recipe, build=replace(recipe.build, steps=round(factor * recipe.steps)))
+
+
+def train(model: Model, recipe: Recipe, cache: Path, folder: Path) -> Path:
+    """Train one LoRA, or go on, unless its file has these steps; returns the file."""
+    path = folder / f"{recipe.name}.safetensors"
+    if steps_of(path) < recipe.steps:
         named = loras.fit(model, recipe, *lesson(cache, recipe), cache)
         loras.save(named, recipe, folder)
     return path

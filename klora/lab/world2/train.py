@@ -25,6 +25,8 @@ from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE
 
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
 BASE_PLAN = Plan(steps=12_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+TRAINED_LONGER: tuple[float, ...] = (1.0, 1.5, 2.25)
+"""How many times its steps a LoRA is trained until it meets its gate."""
 JUDGES = "judges.safetensors"
 OFTEN = {CONTENT_STYLE: 2.0}
 """How often a style is shown to the base model; the others once."""
@@ -124,10 +126,14 @@ def train_judges(job: Job) -> None:
 
 
 def train_loras(job: Job) -> None:
-    """Stage ``loras``: every LoRA on the checkpoint of the output folder; finished files are kept."""
-    model = load_model(job.out)
+    """Stage ``loras``: every LoRA on the checkpoint of the output folder, longer where it misses its gate."""
+    model, panel = load_model(job.out), judges.Judges.load(job.out / JUDGES)
     for recipe in RECIPES.values():
-        loras.train(model, recipe, job.cache, job.out / "loras")
+        for factor in TRAINED_LONGER:
+            asked = loras.longer(recipe, factor)
+            path = loras.train(model, asked, job.cache, job.out / "loras")
+            if all(gate.met for gate in gates.lora_gates(model, panel, recipe, path)):
+                break
 
 
 def measure_gates(job: Job) -> None:
