@@ -29,6 +29,11 @@ from tests.hosts.test_neo import (  # noqa: F401
     test_other_layers,
     test_sdxl,
 )
+from tests.hosts.test_prompt_tags import (  # noqa: F401
+    test_a_hires_prompt_may_have_a_tag_of_its_own,
+    test_a_tag_fuses_without_a_tick,
+    test_what_is_wrong_is_422_and_a_sentence,
+)
 from tests.hosts.test_reforge import test_a_refiner_is_followed  # noqa: F401
 
 
