@@ -18,7 +18,6 @@ from tests.hosts.test_a1111 import (  # noqa: F401 - collected here too, with th
     test_the_hires_pass_may_have_its_own_prompt,
     test_the_infotext_names_pair_and_rule,
     test_the_inner_pass_of_another_extension_is_fused_if_it_lets_us,
-    test_the_plan_picture_is_added_when_wanted,
     test_the_winner_everywhere_is_the_only_lora,
 )
 from tests.hosts.test_neo import (  # noqa: F401
@@ -28,6 +27,11 @@ from tests.hosts.test_neo import (  # noqa: F401
     test_everything_comes_back,
     test_other_layers,
     test_sdxl,
+)
+from tests.hosts.test_prompt_tags import (  # noqa: F401
+    test_a_hires_prompt_may_have_a_tag_of_its_own,
+    test_a_tag_fuses_without_a_tick,
+    test_what_is_wrong_is_422_and_a_sentence,
 )
 from tests.hosts.test_reforge import test_a_refiner_is_followed  # noqa: F401
 

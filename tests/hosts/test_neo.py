@@ -30,7 +30,6 @@ from tests.hosts.test_a1111 import (  # noqa: F401 - collected here too, with th
     test_the_hires_pass_may_have_its_own_prompt,
     test_the_infotext_names_pair_and_rule,
     test_the_inner_pass_of_another_extension_is_fused_if_it_lets_us,
-    test_the_plan_picture_is_added_when_wanted,
     test_the_winner_everywhere_is_the_only_lora,
 )
 
