@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from klora.__main__ import main
+from klora.rules import RULES, Rule
 from tests.engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
 from tests.engine.slow_formula import magnitudes, product
 
@@ -193,3 +194,54 @@ def test_as_a_program(pair: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "klora", "plan", pair[0], str(tmp_path / "none.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def plan_of(pair: list[str], folder: Path, *options: str) -> dict[str, object]:
+    written = folder / "plan.json"
+    assert main(["plan", *pair, *options, "--json", str(written)]) == 0
+    told: dict[str, object] = json.loads(written.read_text(encoding="utf-8"))
+    return told
+
+
+OFFERED = [rule for rule in RULES if not rule.is_for_lab_only]
+
+
+@pytest.mark.parametrize("rule", OFFERED, ids=lambda rule: rule.name)
+def test_every_rule_and_its_settings_are_options(pair: list[str], tmp_path: Path, rule: Rule) -> None:
+    settings = [one for one in rule.settings if one.kind == "number"]
+    options = [word for one in settings for word in (f"--{one.name.replace('_', '-')}", str(one.maximum))]
+    told = plan_of(pair, tmp_path, "--steps", "3", "--rule", rule.name.lower(), "--balance", "0.25", *options)
+    assert told["rule"] == rule.name
+    assert told["balance"] == 0.25
+    shares = np.array(told["shares"])
+    assert shares.shape == (3, len(told["layers"]), 2)  # type: ignore[arg-type]
+    assert (shares >= 0).all()
+
+
+def test_guidance_tells_the_shares_of_both_passes(pair: list[str], tmp_path: Path) -> None:
+    weights = ["--rule", "weights", "--content-from", "0.8", "--content-to", "0.8", "--style-to", "0"]
+    told = plan_of(pair, tmp_path, *weights, "--steps", "3", "--guidance", "3", "--cfg-scale", "5")
+    shares, unconditional = (np.array(told[name]) for name in ("shares", "unconditional"))
+    assert shares[:, 0].tolist() == [[0.8, 1], [0.8, 0.5], [0.8, 0]]
+    assert unconditional[:, 0].tolist() == [[0.8, 0.5], [0.8, 0.25], [0.8, 0]]
+    told = plan_of(pair, tmp_path, *weights, "--steps", "3", "--guidance", "none")
+    assert np.array(told["unconditional"]).max() == 0
+    assert plan_of(pair, tmp_path, "--guidance", "content", "--cfg-scale", "1")["unconditional"] is None
+
+
+def test_the_clock_noise_begins_where_the_strength_says(pair: list[str], tmp_path: Path) -> None:
+    weights = [
+        "--rule",
+        "weights",
+        "--style-from",
+        "0",
+        "--style-to",
+        "1",
+        "--clock",
+        "noise",
+        "--steps",
+        "5",
+    ]
+    for strength, expected in ((1.0, [0, 0.25, 0.5, 0.75, 1]), (0.5, [0.5, 0.625, 0.75, 0.875, 1])):
+        told = plan_of(pair, tmp_path, *weights, "--strength", str(strength))
+        assert np.array(told["shares"])[:, 0, 1].tolist() == pytest.approx(expected)
