@@ -268,8 +268,8 @@
         if (label && !label.classList.contains("open")) label.click();
     }
 
-    /** In older gradio the head of an accordion cannot be reached with the keyboard. */
-    function makeReachable(tab) {
+    /** In older gradio the head of an accordion cannot be reached with the keyboard; sentences come in English. */
+    function makeReadable(tab) {
         const accordion = liveLine(tab)?.closest(".input-accordion");
         for (const head of accordion?.querySelectorAll(".label-wrap") ?? []) {
             if (head.nodeName !== "BUTTON" && !head.hasAttribute("tabindex")) {
@@ -282,6 +282,10 @@
                 });
             }
             head.setAttribute("aria-expanded", String(head.classList.contains("open")));
+        }
+        for (const problem of accordion?.querySelectorAll("p.klora-problem") ?? []) {
+            const text = say(problem.textContent);
+            if (text !== problem.textContent) problem.textContent = text;
         }
         for (const [id, label] of [["swap", "Swap content and style"], ["refresh", "Read the LoRA folder again"]]) {
             element(factsOf(tab)?.tools[id])?.setAttribute("aria-label", say(label));
@@ -381,7 +385,7 @@
     onUiLoaded(() => {
         const lookEverywhere = () => TABS.forEach((tab) => {
             look(tab);
-            if (liveLine(tab)) makeReachable(tab);
+            if (liveLine(tab)) makeReadable(tab);
         });
         TABS.forEach((tab) => liveLine(tab) && press(tab, "state_button"));
         lookEverywhere();

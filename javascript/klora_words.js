@@ -5,6 +5,7 @@
 
 (function() {
     const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    const NAME = "K-LoRA: "; // with which sentences begin that may be read elsewhere than here
     let templates = null;
 
     /** An entry with {places} as a pattern with a group for each. */
@@ -22,6 +23,7 @@
     /** `text` in the language of `words` (English -> translation), also where it is a filled-in template. */
     function translated(text, words, patterns) {
         if (Object.hasOwn(words, text)) return words[text];
+        if (text.startsWith(NAME)) return NAME + translated(text.slice(NAME.length), words, patterns);
         for (const [template, {names, expression}] of patterns) {
             const found = expression.exec(text);
             if (!found) continue;
