@@ -6,6 +6,7 @@ from klora.planning.planner import Planner, make_planner
 from klora.planning.scoring import (
     Progress,
     content_hash,
+    file_stamp,
     forget_scores,
     keep_scores_in,
     kept_scores,
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "check_base_models",
     "content_hash",
+    "file_stamp",
     "folder_of_user",
     "forget_scores",
     "keep_scores_in",

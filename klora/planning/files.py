@@ -13,7 +13,7 @@ from klora.errors import PairError
 from klora.files import LayerRows, LoraFile, LoraLayer, PairedLayer, pair_layers, read_lora
 from klora.planning.cast import Cast, LayerView
 from klora.planning.planner import Planner, make_planner
-from klora.planning.scoring import content_hash
+from klora.planning.scoring import content_hash, file_stamp
 from klora.schedule import Plan, evenly_spaced
 from klora.settings import Settings
 
@@ -42,11 +42,11 @@ class FilePair:
         return _both(self._pairs[layer], LayerRows)
 
     def score_key(self) -> Hashable:
-        """What both files hold."""
-        return tuple(self.lasting_key())
+        """Both files as they are on disk."""
+        return tuple((str(file.path), file_stamp(file.path)) for file in self._files)
 
     def lasting_key(self) -> Sequence[object]:
-        """The same: nothing else matters, for each file is at weight 1 and no type here needs a model."""
+        """What both files hold. Nothing else matters: each is at weight 1, and no type here needs a model."""
         return [content_hash(file.path) for file in self._files]
 
 
