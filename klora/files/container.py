@@ -13,8 +13,9 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
@@ -129,21 +130,24 @@ class Container:
 
         Raises `ReplacedFileError` if the file is gone or no longer the one whose header was read.
         """
-        entry = self.entries[key]
-        raw = bytearray(entry.stop - entry.start)
+        return self.read_all((key,))[0]
+
+    def read_all(self, keys: Sequence[str]) -> list[Tensor]:
+        """The tensors ``keys``, as `read` gives them, while the file is open once."""
+        entries = [self.entries[key] for key in keys]
+        raws = [bytearray(entry.stop - entry.start) for entry in entries]
         try:
-            with self.path.open("rb") as stream:
-                stream.seek(entry.start)
-                count = stream.readinto(raw)
+            with self.path.open("rb", buffering=0) as stream:
+                counts = [
+                    _read_at(stream, entry.start, raw) for entry, raw in zip(entries, raws, strict=True)
+                ]
                 # Asked after the reading, so that a change before it and one during it are both seen.
                 identity = Identity.of(os.fstat(stream.fileno()))
         except OSError as error:
             raise self._changed(f"it can no longer be read ({_reason(error)})") from error
-        if identity != self.identity or count != len(raw):
+        if identity != self.identity or counts != [len(raw) for raw in raws]:
             raise self._changed("it was replaced on disk after it had been read")
-        if not raw:
-            return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
-        return torch.frombuffer(raw, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
+        return [_tensor(raw, entry) for raw, entry in zip(raws, entries, strict=True)]
 
     def hashes(self) -> tuple[str, str]:
         """sha256 of the whole file, and of the tensors' bytes alone, as hexadecimal digits.
@@ -167,6 +171,22 @@ class Container:
     def _changed(self, defect: str) -> Exception:
         remedy = "put it back or generate again with the new one"
         return defect_error(self.path.name, defect, remedy, kind=ReplacedFileError)
+
+
+def _read_at(stream: RawIOBase, start: int, raw: bytearray) -> int:
+    """Fill ``raw`` from ``start`` on, and say how far that went: one call may read less than is asked for."""
+    stream.seek(start)
+    done = 0
+    with memoryview(raw) as view:
+        while done < len(raw) and (count := stream.readinto(view[done:])):
+            done += count
+    return done
+
+
+def _tensor(raw: bytearray, entry: Entry) -> Tensor:
+    if not raw:
+        return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+    return torch.frombuffer(raw, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def open_container(path: str | Path) -> Container:

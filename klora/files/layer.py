@@ -100,9 +100,10 @@ class LoraLayer:
     def alpha(self) -> float | None:
         """alpha as the file has it, or ``None``; reads one number. Raises `LoraFileError` if it is not
         finite."""
-        if "alpha" not in self.keys:
-            return None
-        alpha = float(self.container.read(self.keys["alpha"]).reshape(()).to(torch.float64))
+        return self._checked_alpha(self.tensor("alpha")) if "alpha" in self.keys else None
+
+    def _checked_alpha(self, number: Tensor) -> float:
+        alpha = float(number.reshape(()).to(torch.float64))
         if not math.isfinite(alpha):
             raise self.error("its alpha is NaN or infinite", _REMEDY)
         return alpha
@@ -110,10 +111,20 @@ class LoraLayer:
     @property
     def scale(self) -> float:
         """s in dW = s * up @ down: alpha / r; without alpha what the file's metadata declare, else 1."""
-        alpha = self.alpha
+        return self._scale(self.alpha)
+
+    def _scale(self, alpha: float | None) -> float:
         if alpha is None:
             return 1.0 if self.declared_scale is None else self.declared_scale
         return 1.0 if self.divisor is None else alpha / self.divisor
+
+    def weights_and_scale(self) -> tuple[dict[str, Tensor], float]:
+        """All parameters but a bias as they are in the file, and `scale`; the file is opened once."""
+        wanted = [parameter for parameter in self.keys if parameter != "diff_b"]
+        tensors = self.container.read_all([self.keys[parameter] for parameter in wanted])
+        weights = dict(zip(wanted, tensors, strict=True))
+        alpha = weights.pop("alpha", None)
+        return weights, self._scale(None if alpha is None else self._checked_alpha(alpha))
 
     def tensor(self, parameter: str) -> Tensor:
         """A parameter as it is in the file, on the CPU."""

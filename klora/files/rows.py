@@ -14,6 +14,8 @@ from klora.files.layer import LoraLayer, take_rows
 #: From rows, and memory with room for them, to those rows of dW: ``[rows, in * kh * kw]`` in fp32.
 Form = Callable[[slice, Tensor], Tensor]
 
+Weights = Mapping[str, Tensor]
+
 
 class LayerRows:
     """dW of one layer, with alpha / rank, of which only the rows that are asked for are formed.
@@ -45,8 +47,7 @@ def _form(layer: LoraLayer) -> Form:
     if former is None:
         whole = layer.delta().flatten(1)
         return lambda which, _into: whole[which]
-    weights = {name: layer.tensor(name) for name in layer.keys if name not in ("alpha", "diff_b")}
-    return former(weights, layer)
+    return former(*layer.weights_and_scale(), layer)
 
 
 def _cut(layer: LoraLayer, matrix: Tensor) -> Tensor:
@@ -54,15 +55,15 @@ def _cut(layer: LoraLayer, matrix: Tensor) -> Tensor:
     return matrix if layer.rows is None else take_rows(matrix, layer.rows)
 
 
-def _lora(weights: Mapping[str, Tensor], layer: LoraLayer) -> Form:
+def _lora(weights: Weights, scale: float, layer: LoraLayer) -> Form:
     up, down, mid = (_wide(weights.get(f"lora_{one}.weight")) for one in ("up", "down", "mid"))
     assert up is not None and down is not None  # noqa: PT018 - the type requires them
-    left = _cut(layer, up.flatten(1)) * layer.scale
+    left = _cut(layer, up.flatten(1)).mul_(scale)  # memory of its own in any case
     right = (down if mid is None else half_tucker(mid, down.flatten(1))).flatten(1)
     return lambda which, into: _product(left[which], right, into)
 
 
-def _loha(weights: Mapping[str, Tensor], layer: LoraLayer) -> Form:
+def _loha(weights: Weights, scale: float, layer: LoraLayer) -> Form:
     factors = []
     for which in "12":
         left, right, core = (
@@ -73,13 +74,13 @@ def _loha(weights: Mapping[str, Tensor], layer: LoraLayer) -> Form:
             left, right = left.T, half_tucker(core, right)
         factors.append((_cut(layer, left), right.flatten(1)))
     (first, first_right), (second, second_right) = factors
-    first = first * layer.scale
+    first = first * scale
     return lambda which, into: _product(first[which], first_right, into).mul_(second[which] @ second_right)
 
 
-def _lokr(weights: Mapping[str, Tensor], layer: LoraLayer) -> Form:
+def _lokr(weights: Weights, scale: float, layer: LoraLayer) -> Form:
     wide = {name: weight.to(torch.float32) for name, weight in weights.items()}
-    first, second = lokr_factor(wide, "1") * layer.scale, lokr_factor(wide, "2").flatten(1)
+    first, second = lokr_factor(wide, "1") * scale, lokr_factor(wide, "2").flatten(1)
     places = _cut(layer, torch.arange(first.shape[0] * second.shape[0]))
 
     def form(which: slice, _into: Tensor) -> Tensor:
@@ -90,12 +91,12 @@ def _lokr(weights: Mapping[str, Tensor], layer: LoraLayer) -> Form:
     return form
 
 
-def _full(weights: Mapping[str, Tensor], layer: LoraLayer) -> Form:
-    difference, scale = _cut(layer, weights["diff"]).flatten(1), layer.scale
+def _full(weights: Weights, scale: float, layer: LoraLayer) -> Form:
+    difference = _cut(layer, weights["diff"]).flatten(1)
     return lambda which, _into: difference[which].to(torch.float32) * scale
 
 
-_FORMERS: Mapping[str, Callable[[Mapping[str, Tensor], LoraLayer], Form]] = {
+_FORMERS: Mapping[str, Callable[[Weights, float, LoraLayer], Form]] = {
     "lora": _lora,
     "loha": _loha,
     "lokr": _lokr,

@@ -7,6 +7,7 @@ from klora.planning.rewriting import check_base_models, rewritten
 from klora.planning.scoring import (
     Progress,
     content_hash,
+    file_stamp,
     forget_scores,
     keep_scores_in,
     kept_scores,
@@ -24,6 +25,7 @@ __all__ = [
     "Progress",
     "check_base_models",
     "content_hash",
+    "file_stamp",
     "folder_of_user",
     "forget_scores",
     "keep_scores_in",

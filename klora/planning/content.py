@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from klora.errors import LoraFileError
 from klora.files.defects import ReplacedFileError, defect_error
 from klora.planning.shelf import Shelf
 
@@ -18,28 +19,45 @@ _SAMPLES, _SAMPLE = 16, 4096
 _known: dict[str, tuple[Stamp, str]] = {}
 
 
-def content_hash(path: str | os.PathLike[str], shelf: Shelf | None = None) -> str:
-    """sha256 of the file at ``path``, 64 hexadecimal digits.
+def stamp(path: str | os.PathLike[str]) -> Stamp:
+    """What tells this version of the file at ``path`` from every other, without reading it whole.
 
-    Read whole once (a second for some 1.5 GB), then known by size, times of modification and change, inode
-    and samples of the content, in this process and on ``shelf``. Raises `ReplacedFileError` if the file
-    cannot be read.
+    Size, times of modification and of change, inode and device, and a hash of samples of the content: a file
+    that was replaced by another of the same size and time has another stamp. Takes a tenth of a millisecond.
+    Raises `ReplacedFileError` if the file cannot be read.
     """
     place = os.path.abspath(path)
     try:
-        stamp = _stamp(place)
-        known = _known.get(place)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        return _read(place, stamp, shelf)
+        return _stamp_of(place)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise defect_error(
-            os.path.basename(place),
-            f"it can no longer be read ({reason})",
-            "put it back or generate again with another one",
-            kind=ReplacedFileError,
-        ) from error
+        raise _gone(place, error) from error
+
+
+def content_hash(path: str | os.PathLike[str], shelf: Shelf | None = None) -> str:
+    """sha256 of the file at ``path``, 64 hexadecimal digits.
+
+    Read whole once (a second for some 1.5 GB), then known by its stamp, in this process and on ``shelf``.
+    Raises `ReplacedFileError` if the file cannot be read.
+    """
+    place = os.path.abspath(path)
+    try:
+        found = _stamp_of(place)
+        known = _known.get(place)
+        if known is not None and known[0] == found:
+            return known[1]
+        return _read(place, found, shelf)
+    except OSError as error:
+        raise _gone(place, error) from error
+
+
+def _gone(place: str, error: OSError) -> LoraFileError:
+    reason = error.strerror or type(error).__name__
+    return defect_error(
+        os.path.basename(place),
+        f"it can no longer be read ({reason})",
+        "put it back or generate again with another one",
+        kind=ReplacedFileError,
+    )
 
 
 def _read(place: str, stamp: Stamp, shelf: Shelf | None) -> str:
@@ -53,14 +71,14 @@ def _read(place: str, stamp: Stamp, shelf: Shelf | None) -> str:
         while block := stream.read(2**20):
             digest.update(block)
     found = digest.hexdigest()
-    if _stamp(place) == stamp:  # else it was written to meanwhile, and the next question reads it again
+    if _stamp_of(place) == stamp:  # else it was written to meanwhile, and the next question reads it again
         _known[place] = stamp, found
         if shelf is not None:
             shelf.put(key, found)
     return found
 
 
-def _stamp(place: str) -> Stamp:
+def _stamp_of(place: str) -> Stamp:
     with Path(place).open("rb") as stream:
         status = os.fstat(stream.fileno())
         samples = hashlib.sha256()

@@ -13,7 +13,7 @@ from klora.files import LayerRows, LoraFile, LoraLayer, PairedLayer, pair_layers
 from klora.planning.cast import Cast, LayerView
 from klora.planning.planner import Planner, make_planner
 from klora.planning.rewriting import check_base_models, rewritten
-from klora.planning.scoring import content_hash
+from klora.planning.scoring import content_hash, file_stamp
 from klora.schedule import Plan, evenly_spaced
 from klora.settings import Settings
 
@@ -42,12 +42,14 @@ class FilePair:
         return _both(self._pairs[layer], LayerRows)
 
     def score_key(self) -> Hashable:
-        """What both files hold."""
-        return tuple(self.lasting_key())
+        """Both files as they are on disk, and what a transform has made of them."""
+        return tuple(
+            (str(file.path), file_stamp(file.path), file.identity.rewritten) for file in self._files
+        )
 
     def lasting_key(self) -> Sequence[object]:
-        """The same, and what a transform has made of it: each file is at weight 1, and no type here needs a
-        model."""
+        """What both files hold, and what a transform has made of it. Nothing else matters: each is at weight 1,
+        and no type here needs a model."""
         return [(content_hash(file.path), file.identity.rewritten) for file in self._files]
 
 

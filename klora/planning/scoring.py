@@ -60,6 +60,15 @@ def keep_scores_in(folder: str | os.PathLike[str] | None) -> None:
     _shelf = None if folder is None else Shelf(Path(folder))
 
 
+def file_stamp(path: str | os.PathLike[str]) -> Hashable:
+    """What tells this version of a file from every other in this process: quick enough for each picture.
+
+    Unlike size and time of modification, it tells a file that was replaced by one that has the same. Raises
+    `ReplacedFileError` if the file cannot be read.
+    """
+    return content.stamp(path)
+
+
 def content_hash(path: str | os.PathLike[str]) -> str:
     """sha256 of a file; read whole once, and not again after a restart if a folder keeps scores.
 
