@@ -88,8 +88,8 @@ def _narrowed(fits: list[_Fit], said: Sequence[str], components: Collection[str]
     questions: tuple[Callable[[_Fit], bool], ...] = (
         lambda fit: fit.model.name in said,
         lambda fit: fit.marked,
-        lambda fit: fit.is_whole,
         lambda fit: second not in components or second in fit.model.text_encoders,
+        lambda fit: fit.is_whole,
     )
     for question in questions:
         fits = [fit for fit in fits if question(fit)] or fits
@@ -153,7 +153,7 @@ class _Fit:
             all_leaves[found.layer.leaf.name] += 1
             if shape is not None and not _is_of_size(found.layer, shape, model):
                 wrong[found.layer.leaf.name] += 1
-            if found.layer.block.count and found.numbers:
+            if (found.layer.block.count or 0) > 1 and found.numbers:
                 row = found.layer.block.name
                 deepest[row] = max(deepest.get(row, 0), found.numbers[0])
         counts = {block.name: block.count for block in model.blocks}
@@ -180,7 +180,7 @@ def _is_of_size(layer: Layer, shape: Shape, model: BaseModel) -> bool:
     if (
         isinstance(out, int | float)
         and isinstance(inside, int | float)
-        and shape[0] * inside != shape[1] * out
+        and round(shape[0] * inside) != round(shape[1] * out)
     ):
         return False
     sides = ((shape[0], out), (shape[1], inside))
@@ -192,4 +192,4 @@ def _is_real(size: int, multiple: float | str | None, width: str, model: BaseMod
         return True
     group, times = (multiple, 1.0) if isinstance(multiple, str) else (width, float(multiple))
     real = model.widths.get(group)
-    return real is None or size / times < _SMALLEST_REAL or size / times in real
+    return real is None or size / times < _SMALLEST_REAL or round(size / times) in real

@@ -18,8 +18,12 @@ from klora.files.models.grammar import Found, Grammar, Order, filled, part_patte
 
 Position = tuple[int, ...]
 
+#: More than a model has rows of blocks and single layers.
+_LAST = 10_000
+
 GRAMMARS: Mapping[str, Grammar] = {model.name: Grammar(model) for model in MODELS}
 _ORDER = Order(MODELS)
+_ORDERS = {model.name: Order((model,)) for model in MODELS}
 
 
 @lru_cache(maxsize=65536)
@@ -32,17 +36,27 @@ def found_layer(name: str) -> Found | None:
     return None
 
 
-def forward_position(name: str) -> Position | None:
-    """Where a forward pass calls the layer: sorts like time. ``None`` if no known denoiser has such a
-    layer."""
+def forward_position(name: str, base_model: str = "unknown") -> Position | None:
+    """Where a forward pass calls the layer: sorts like time. ``None`` if no known denoiser has such a layer.
+
+    Models that share names may call them in different orders; with ``base_model`` the order is that model's.
+    Compare only positions of one and the same ``base_model``.
+    """
+    if base_model in _ORDERS:
+        found = GRAMMARS[base_model].find(name)
+        if found is not None and found.name == name:
+            return _ORDERS[base_model].place(found)
     found = found_layer(name)
-    return None if found is None else _ORDER.place(found)
+    # Behind all of the model's own: a stranger in a file of this model.
+    if found is None:
+        return None
+    return (_LAST, *_ORDER.place(found)) if base_model in _ORDERS else _ORDER.place(found)
 
 
-def in_forward_order(layers: Iterable[str]) -> list[str]:
-    """Layers in the order in which a forward pass calls them; those of no known model behind, as they
-    come."""
-    return sorted(layers, key=lambda name: forward_position(name) or (sys.maxsize,))
+def in_forward_order(layers: Iterable[str], base_model: str = "unknown") -> list[str]:
+    """Layers in the order in which a forward pass of ``base_model`` calls them; those of no known model
+    behind, as they come."""
+    return sorted(layers, key=lambda name: forward_position(name, base_model) or (sys.maxsize,))
 
 
 #: In models that have no canonical names here: by the words that models use.

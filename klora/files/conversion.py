@@ -24,8 +24,9 @@ from klora.files.flat import flattened
 from klora.files.kinds import BESIDE, BIASES, dora_per_output
 from klora.files.layer import LoraLayer, take_rows
 from klora.files.lora_file import LoraFile, read_lora
-from klora.files.models import MODELS, BaseModel
+from klora.files.models import BY_NAME, MODELS, BaseModel
 from klora.files.native import canonical_name, ldm_name
+from klora.files.recognition import Target
 from klora.files.writing import written_whole
 
 Tensors = dict[str, Tensor]
@@ -94,8 +95,9 @@ def _kohya_module(name: str, file: LoraFile) -> str:
 
 def _model_of(file: LoraFile) -> BaseModel:
     """The model whose names are written: the file's own, or the first that has its first layer."""
-    if file.recognised.model.reading is not None:
-        return file.recognised.model.reading
+    known = file.recognised.model.reading or BY_NAME.get(file.base_model)
+    if known is not None:
+        return known
     first = next(iter(file.layers), "")
     return next((model for model in MODELS if GRAMMARS[model.name].find(first) is not None), MODELS[0])
 
@@ -141,7 +143,14 @@ def _bias(layer: LoraLayer) -> Tensor | None:
         bias = layer.tensor("lora_bias").float() * layer.scale
     else:
         return None
-    return bias if layer.rows is None else take_rows(bias, layer.rows)
+    outputs = (layer.whole_shape or layer.shape)[0]
+    if bias.numel() != outputs:
+        raise layer.error(f"its bias has {bias.numel()} numbers for {outputs} outputs", "report this file")
+    return bias.flatten() if layer.rows is None else take_rows(bias.flatten(), layer.rows)
+
+
+def _is_foreign(target: Target) -> bool:
+    return target.left_as == "text encoder" and target.component not in _OTHER_TEXT_ENCODERS
 
 
 def _kohya_left(file: LoraFile) -> Tensors:
@@ -149,7 +158,7 @@ def _kohya_left(file: LoraFile) -> Tensors:
     for key, target in file.recognised.targets.items():
         if target.layer not in file.left_to_host or target.left_as == "embedder":
             continue
-        if target.component == "embedding" or target.left_as is not None:
+        if target.component == "embedding" or target.left_as == "other" or _is_foreign(target):
             tensors[key] = file.container.read(key)  # a name that kohya has no word for stays as it is
             continue
         component, _, path = target.layer.partition(".")

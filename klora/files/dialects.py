@@ -69,16 +69,25 @@ def place_flat(layer: str) -> Place | None:
     for prefix, component in _FLAT_COMPONENTS:
         if layer.startswith(prefix):
             return component, Path(layer[len(prefix) :], flat=True)
+    return _place_prefixed(layer)
+
+
+def _place_prefixed(path: str) -> Place | None:
+    for prefix, component in _DOTTED_COMPONENTS:
+        if path.startswith(prefix):
+            # Twice in files of the K-LoRA authors: "unet.unet.".
+            return component, Path(path[len(prefix) :].removeprefix(prefix), flat=False)
     return None
 
 
 def place_dotted(layer: str) -> Place:
     """``unet.down_blocks.0...``, with any of the wrappers in use or none -> (component, path)."""
     path = layer.removeprefix("base_model.model.")
-    for prefix, component in _DOTTED_COMPONENTS:
-        if path.startswith(prefix):
-            # Twice in files of the K-LoRA authors: "unet.unet.".
-            return component, Path(path[len(prefix) :].removeprefix(prefix), flat=False)
+    prefixed = _place_prefixed(path)
+    if prefixed is None and path.startswith("lora_"):
+        prefixed = place_flat(path)  # text encoders in kohya's names beside a denoiser in others
+    if prefixed is not None:
+        return prefixed
     of_text = canonical_name(path) is None and TEXT_ENCODERS.find(path) is not None
     return "text_encoder" if of_text else DENOISER, Path(path, flat=False)
 

@@ -145,7 +145,7 @@ def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
     recognised = recognise(container)
     configs = declared_configs(container.path, container.metadata)
     scales = {component: DeclaredScales(config, file) for component, config in configs.items()}
-    contents = _sorted_out(_grouped(recognised, file), container, scales)
+    contents = _sorted_out(_grouped(recognised, file), container, scales, recognised.model.name)
     _refuse_overlapping_parts(contents.denoiser, file)
     _refuse_wrong_sizes(contents.denoiser, recognised.model, file)
     return LoraFile(
@@ -209,7 +209,9 @@ class _Contents:
             self.left[f"{layer.name}.bias"] = "bias"
 
 
-def _sorted_out(grouped: Grouped, container: Container, scales: Mapping[str, DeclaredScales]) -> _Contents:
+def _sorted_out(
+    grouped: Grouped, container: Container, scales: Mapping[str, DeclaredScales], base_model: str
+) -> _Contents:
     """The layers of the denoiser in forward order, those of the text encoders, and those left to the host."""
     contents = _Contents()
     for (component, name), group in grouped.items():
@@ -224,7 +226,7 @@ def _sorted_out(grouped: Grouped, container: Container, scales: Mapping[str, Dec
         if "alpha" not in group.keys and scales:
             layer = _with_declared_scale(layer, component, group.path, scales)
         contents.add(component, layer, group.left_as)
-    ordered = in_forward_order(contents.denoiser)
+    ordered = in_forward_order(contents.denoiser, base_model)
     contents.denoiser = {name: contents.denoiser[name] for name in ordered}
     return contents
 

@@ -38,7 +38,7 @@ def pair_layers(content: LoraFile, style: LoraFile) -> list[PairedLayer]:
     left to the host are not among the pairs. Raises `LoraFileError` if the two disagree about a layer's size.
     """
     first, second = split_layers(content), split_layers(style)
-    names = in_forward_order(dict.fromkeys((*first, *second)))
+    names = in_forward_order(dict.fromkeys((*first, *second)), content.base_model)
     pairs = [PairedLayer(name, is_attention(name), first.get(name), second.get(name)) for name in names]
     for pair in pairs:
         _refuse_other_size(pair, content)

@@ -35,11 +35,11 @@ def wrong_size(shapes: Mapping[str, tuple[int, ...]], model: BaseModel) -> tuple
     sides = [side for name, shape in shapes.items() for side in _sides(name, shape, model)]
     votes: dict[str, Counter[float]] = {}
     for one in sides:
-        votes.setdefault(one.group, Counter())[one.size / one.multiple] += 1
+        votes.setdefault(one.group, Counter())[round(one.size / one.multiple, 3)] += 1
     widths = {group: _elected(count, model.widths.get(group, ())) for group, count in votes.items()}
     for one in sides:
         width = widths[one.group]
-        if width is not None and one.size != width * one.multiple:
+        if width is not None and one.size != round(width * one.multiple, 2):
             return (
                 one.layer,
                 f"wrong {one.side} size {one.size} where the rest of the file says {width * one.multiple:g}",

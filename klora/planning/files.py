@@ -43,13 +43,12 @@ class FilePair:
 
     def score_key(self) -> Hashable:
         """Both files as they are on disk, and what a transform has made of them."""
-        return tuple(
-            (str(file.path), file_stamp(file.path), file.identity.rewritten) for file in self._files
-        )
+        return tuple((str(file.path), file_stamp(file.path), file.identity.rewritten) for file in self._files)
 
     def lasting_key(self) -> Sequence[object]:
-        """What both files hold, and what a transform has made of it. Nothing else matters: each is at weight 1,
-        and no type here needs a model."""
+        """What both files hold, and what a transform has made of it. Nothing else matters: each is at
+        weight 1, and no type here needs a model.
+        """
         return [(content_hash(file.path), file.identity.rewritten) for file in self._files]
 
 

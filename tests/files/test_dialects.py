@@ -254,7 +254,8 @@ def test_base_model_from_metadata_where_tensors_do_not_tell(
     ("block", "width", "said", "model"),
     [
         (18, 3072, "", "Flux"),
-        (19, 3072, "", "Qwen-Image"),
+        (19, 3072, "", "HunyuanVideo"),
+        (20, 3072, "", "Qwen-Image"),
         (18, 3072, "Qwen-Image/lora", "Qwen-Image"),
         (18, 3072, "flux-1-dev/lora", "Flux"),
         (30, 2432, "", "SD3"),

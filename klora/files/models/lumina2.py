@@ -1,12 +1,14 @@
 """Lumina Image 2.0, and Neta Lumina. Keys and values have a third of the queries' heads."""
 
+from dataclasses import replace
+
 from klora.files.models.model import BaseModel, Block, attention, fused, linear
 
 _PARTS = (("attn.to_q", 3), ("attn.to_k", 1), ("attn.to_v", 1))
 _THIRD = 1 / 3
 _MODULATION = (linear("norm1.linear", "adaLN_modulation.1"),)
 _LAYER = (
-    fused("attn.to_qkv", "attention.qkv", _PARTS, attention=True),
+    replace(fused("attn.to_qkv", "attention.qkv", _PARTS, attention=True), out=5 / 3),
     attention("attn.to_q", None),
     *(attention(f"attn.to_{one}", None, _THIRD, 1) for one in "kv"),
     linear("attn.norm_q", "attention.q_norm"),

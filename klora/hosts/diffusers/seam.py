@@ -84,8 +84,9 @@ class PipelineSeam:
 
     def layers(self) -> Sequence[LayerView]:
         """The denoiser's layers that any file changes, in forward order."""
+        changed = {name for layers in self._layers for name in layers}
         of_text_encoders = {name for one in self._files for name in one.file.text_encoder}
-        order = in_forward_order({name for layers in self._layers for name in layers} - of_text_encoders)
+        order = in_forward_order(changed - of_text_encoders, self._files[0].file.base_model)
         return [LayerView(name, is_attention(name), self._ranks(name)) for name in order]
 
     def _ranks(self, name: str) -> dict[int, int | None]:
