@@ -110,8 +110,8 @@ def composed_part(cache: Path, part: int) -> Drawings:
             labels.append((kind, style, worn(frozenset(placed.thing for placed in wears))))
         torch.save((stacked(made), labels), path)
     drawn, told = torch.load(path, weights_only=True)
-    kind, style = (torch.tensor([label[place] for label in told]) for place in (0, 1))
-    return Drawings(drawn, kind, style, torch.stack([label[2] for label in told]))
+    kinds, styles = (torch.tensor([label[place] for label in told]) for place in (0, 1))
+    return Drawings(drawn, kinds, styles, torch.stack([label[2] for label in told]))
 
 
 def composed(cache: Path) -> Drawings:

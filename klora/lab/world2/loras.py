@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,4 +75,4 @@ def strength(path: Path) -> float:
         up, down = (stored[f"{stem}.lora_{way}.weight"].float() for way in ("up", "down"))
         scale = float(stored[f"{stem}.alpha"]) / len(down)
         squared += float(torch.linalg.matrix_norm(scale * (up.flatten(1) @ down.flatten(1)))) ** 2
-    return squared**0.5
+    return math.sqrt(squared)

@@ -76,20 +76,21 @@ def _grown(opacity: Values, radius: int) -> Values:
     return grown
 
 
-def _flat(height: int, width: int, colour: Values) -> Values:
-    return np.broadcast_to(colour, (height, width, 3)).astype(np.float32)
+def _flat(pixels: Pixels, colour: Values) -> Values:
+    """A ground of one colour, as large as a drawing."""
+    return np.broadcast_to(colour, (*pixels.shape[:2], 3)).astype(np.float32)
 
 
 def chalk(pixels: Pixels) -> Picture:
     """Pale chalk on a blackboard: what is dark in the drawing stays the board's green."""
-    board = _flat(*pixels.shape[:2], _colour(30, 62, 54))
+    board = _flat(pixels, _colour(30, 62, 54))
     bright = (0.35 + 0.65 * (1 - _darkness(pixels))) * _opacity(pixels)
     return _bytes(_mixed(board, _colour(246, 240, 222), bright))
 
 
 def outline(pixels: Pixels) -> Picture:
     """Blue lines where colours meet, nothing between them, as in a colouring book."""
-    paper = _flat(*pixels.shape[:2], _colour(255, 255, 255))
+    paper = _flat(pixels, _colour(255, 255, 255))
     return _bytes(_mixed(paper, _colour(36, 52, 140), _edges(pixels, 8)))
 
 
@@ -103,7 +104,7 @@ def engraving(pixels: Pixels) -> Picture:
     first = np.clip((0.62 * dark - np.abs(one)) * 16 + 0.5, 0, 1)
     second = np.clip((0.9 * (dark - 0.45) - np.abs(other)) * 16 + 0.5, 0, 1)
     ink = np.maximum(np.maximum(first, second) * inside, _edges(pixels, 6))
-    return _bytes(_mixed(_flat(height, width, _colour(250, 242, 222)), _colour(74, 44, 26), ink))
+    return _bytes(_mixed(_flat(pixels, _colour(250, 242, 222)), _colour(74, 44, 26), ink))
 
 
 def halftone(pixels: Pixels) -> Picture:
@@ -115,7 +116,7 @@ def halftone(pixels: Pixels) -> Picture:
     u, v = ((np.mod(along, period) / period - 0.5) for along in (across + down, across - down))
     dots = np.clip((0.56 * np.sqrt(dark) - np.hypot(u, v)) * 12 + 0.5, 0, 1) * _opacity(pixels)
     ink = np.maximum(dots, 0.9 * _edges(pixels, 6))
-    return _bytes(_mixed(_flat(height, width, _colour(255, 246, 190)), _colour(196, 18, 108), ink))
+    return _bytes(_mixed(_flat(pixels, _colour(255, 246, 190)), _colour(196, 18, 108), ink))
 
 
 def poster(pixels: Pixels) -> Picture:
@@ -126,7 +127,7 @@ def poster(pixels: Pixels) -> Picture:
         moved = np.zeros_like(shadow)
         moved[step:, step:] = shadow[:-step, :-step]
         shadow, step = np.maximum(shadow, moved), 2 * step
-    ground = _mixed(_flat(*opacity.shape, _colour(190, 232, 214)), _colour(120, 186, 170), shadow)
+    ground = _mixed(_flat(pixels, _colour(190, 232, 214)), _colour(120, 186, 170), shadow)
     seen = on_white(pixels).astype(np.float32)
     grey = (seen @ _LUMA)[..., None]
     muted = np.round((0.55 * seen + 0.45 * grey) / 64) * 64 * 0.86 + 26
@@ -140,7 +141,7 @@ def neon(pixels: Pixels) -> Picture:
     strongest = seen.max(axis=-1, keepdims=True)
     pure = np.clip((seen - 0.6 * seen.min(axis=-1, keepdims=True)) / (0.4 * strongest + 1), 0, 1)
     hue = 60 + 195 * pure / np.maximum(pure.max(axis=-1, keepdims=True), 0.05)
-    night = _flat(*pixels.shape[:2], _colour(16, 12, 44))
+    night = _flat(pixels, _colour(16, 12, 44))
     glow = np.clip(1.6 * ndimage.gaussian_filter(lines, 12), 0, 0.55)
     return _bytes(_mixed(_mixed(night, hue, glow), hue, lines))
 
