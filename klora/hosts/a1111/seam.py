@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from klora.files.canonical import in_forward_order, is_attention
 from klora.files.native import host_layer_to_canonical
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
-from klora.hosts.common.checks import does_not_fit
+from klora.hosts.common.checks import does_not_fit, loaded_family
 from klora.planning import LayerView
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta
@@ -45,7 +45,7 @@ class A1111Seam:
         self._device = device
         touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
         named = {_canonical(name): name for name in touched}
-        self._host_names = {name: named[name] for name in in_forward_order(named)}
+        self._host_names = {name: named[name] for name in in_forward_order(named, loaded_family(model))}
         self._shares: dict[str, tuple[float, ...]] = {}
 
     def layers(self) -> Sequence[LayerView]:

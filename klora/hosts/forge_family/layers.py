@@ -87,7 +87,7 @@ def changed_layers(
         if any(part.name in found for part in module.parts):  # another model's name that means another layer
             module = replace(module, whole=path, parts=(Part(path, ()),))
         found |= {layer.view.name: layer for layer in _layers_of(module, known, touched)}
-    return {name: found[name] for name in in_forward_order(sorted(found))}
+    return {name: found[name] for name in in_forward_order(sorted(found), base_model)}
 
 
 def layers_of_file(path: str) -> Layers:
