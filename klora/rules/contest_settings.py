@@ -99,7 +99,7 @@ GAMMA = Setting(
     "Gamma",
     "paper",
     "Puts two LoRAs of different strength on one footing. paper: ratio of their totals. "
-    "published: the trimmed mean that the authors' code uses. off: no balancing.",
+    "published: the mean ratio that the authors' code uses. off: no balancing.",
     scope="rule",
     choices=("paper", "published", "off"),
     advanced=True,

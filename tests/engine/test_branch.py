@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,7 +51,7 @@ def with_branch(
     return output
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6), st.floats(-2, 2))
 def test_rows_get_what_merging_would_give_them(batch: int, first: int, last: int, factor: float) -> None:
     layer, given_ = linear(), normal(batch, 3, 6)
@@ -182,7 +182,7 @@ def test_a_hook_is_there_only_while_something_is_added() -> None:
 # --- Which form -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32 - 1), st.floats(-4, 4).filter(lambda one: abs(one) > 1e-3))
 def test_factors_are_taken_when_they_are_the_delta_but_for_a_number(seed: int, scale: float) -> None:
     chance = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from klora.rules import RULES, unconditional_factors
@@ -17,7 +17,7 @@ from klora.settings import Settings
 from tests.engine import slow_rules as slow
 from tests.engine.planners import planner_of, scores_of
 
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 positive = st.floats(1e-3, 1e3)
 balances = st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), st.floats(-1, 1))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +28,7 @@ from tests.engine.lora_files import ATTENTION, FEED_FORWARD, write_lora
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 QKV = "lora_unet_double_blocks_0_img_attn_qkv"
 FLUX_BLOCK = "transformer.transformer_blocks.0.attn."
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def normal(seed: int, *shape: int) -> Tensor:

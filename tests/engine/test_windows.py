@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from klora.errors import SettingsError
@@ -13,6 +13,8 @@ from klora.schedule import ALWAYS, Moment, Span, Window
 from klora.schedule.window_text import KEYS, cut_window, read_window
 
 TAG = "<lora:fox:1:...>"
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 hundredths = st.integers(0, 100)
 lengths = st.integers(1, 60)
@@ -27,6 +29,7 @@ def steps_of(window: Window, steps: int, *, is_hires: bool = False) -> list[int]
 # --- Spans ----------------------------------------------------------------------------------------
 
 
+@unhurried
 @given(hundredths, hundredths, lengths)
 def test_shares_of_the_sampling(start: int, stop: int, steps: int) -> None:
     """Floating-point shares as people write them fall on the same steps as exact fractions."""
@@ -35,12 +38,14 @@ def test_shares_of_the_sampling(start: int, stop: int, steps: int) -> None:
     assert steps_of(window, steps) == [n + 1 for n in range(steps) if begin <= Fraction(n, steps) < end]
 
 
+@unhurried
 @given(hundredths, lengths)
 def test_two_spans_that_meet_share_no_step_and_leave_none_out(at: int, steps: int) -> None:
     first, second = (steps_of(Window(span), steps) for span in (Span(stop=at / 100), Span(start=at / 100)))
     assert [*first, *second] == list(range(1, steps + 1))
 
 
+@unhurried
 @given(st.integers(2, 80), st.integers(2, 80), lengths)
 def test_numbers_of_steps_are_both_inside(first: int, last: int, steps: int) -> None:
     window = Window(Span(first, last))
@@ -114,6 +119,7 @@ def test_a_curve_counts_inside_the_span_alone() -> None:
     assert [window.share(Moment(step, 4)) for step in range(4)] == [0, 0, 0.5, 0.5]
 
 
+@unhurried
 @given(
     st.dictionaries(hundredths, st.integers(-30, 30), min_size=1, max_size=5), st.integers(2, 30), st.data()
 )
@@ -171,6 +177,7 @@ def tags(draw: st.DrawFn) -> tuple[list[str], list[str], Window]:
     return ":".join(["fox", *flat]).split(":"), kept, Window(span or Span(), hires_span, points)
 
 
+@unhurried
 @given(tags())
 def test_a_window_is_cut_from_a_tag_and_the_rest_stays_in_order(
     tag: tuple[list[str], list[str], Window],
@@ -183,6 +190,7 @@ def test_a_window_is_cut_from_a_tag_and_the_rest_stays_in_order(
         assert read_window(":".join(items[1:])) == window
 
 
+@unhurried
 @given(st.integers(2, 9999), st.integers(0, 500))
 def test_steps_as_lora_block_weight_spells_them(first: int, more: int) -> None:
     assert read_window(f"step={first}-{first + more}") == read_window(f"start={first}:stop={first + more}")
@@ -215,6 +223,7 @@ def test_what_cannot_be_read_is_refused_and_names_the_tag(told: str) -> None:
     assert message.endswith(".")
 
 
+@unhurried
 @given(st.sampled_from(KEYS), st.text(st.characters(codec="utf-8"), max_size=12))
 def test_any_text_is_read_or_refused_with_the_tag(key: str, value: str) -> None:
     told: list[str] = []
