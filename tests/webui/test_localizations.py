@@ -25,8 +25,8 @@ ROOMS = (
     *("hosts/webui", "hosts/common", "hosts/which.py", "settings", "options", "presets", "planning", "rules"),
     "schedule",
 )
-#: Answers of the HTTP routes, checks of a plot's axes, and mistakes of a programmer.
-NOT_IN_THE_PAGE = ("hosts/webui/routes.py", "hosts/webui/axes.py")
+#: Answers of the HTTP routes, checks of a plot's axes, a command's, and mistakes of a programmer.
+NOT_IN_THE_PAGE = ("hosts/webui/routes.py", "hosts/webui/axes.py", "")
 FOR_PROGRAMMERS = ("settings do not change; use replace({}=...)", "there is no setting {}")
 #: Nothing but what it is filled with, or so little more that it would be taken for any sentence.
 TOO_SHORT = ("{}{}.", "{} is {}; {}.")
@@ -146,3 +146,17 @@ def test_the_page_translates_the_sentences_of_the_server() -> None:
     )
     told: Any = in_node("klora_words.js", "k.translated(given[0], given[1])", [sentence, words(LANGUAGES[0])])
     assert told.startswith("K-LoRA: LoRA a.b は SDXL 用ですが")
+
+
+def test_the_japanese_readme_has_the_same_settings_in_the_words_of_the_page() -> None:
+    japanese = words(next(one for one in LANGUAGES if one.stem == "ja_JP"))
+    shown = (ROOT / "README.ja.md").read_text(encoding="utf-8")
+    rows = [
+        line.split(" | ") for line in shown.splitlines() if re.match(r"\| .* \| `\w+` \| .* \| .* \|", line)
+    ]
+    told = {row[1].strip("`"): (row[0].removeprefix("| "), row[-1].removesuffix(" |")) for row in rows}
+    for setting in Settings.offered():
+        assert told[setting.name] == (
+            japanese[setting.label],
+            japanese[setting.help].replace("|", "\\|").replace("<", "&lt;"),
+        )
