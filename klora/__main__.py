@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from typing import TextIO
@@ -15,20 +15,30 @@ from tqdm import tqdm
 from klora.errors import KloraError
 from klora.version import __version__
 
-#: Subcommand -> module under ``klora.commands``, imported one by one because some need much.
-COMMANDS = ("demo", "plan", "report", "merge", "inspect", "convert", "settings")
+#: Subcommand -> what it does. The module of the same name under ``klora.commands`` is imported when its
+#: arguments are needed, because torch and what else some need takes seconds.
+COMMANDS = {
+    "demo": "make pictures from a subject LoRA and a style LoRA of the lab: each alone, added, and fused",
+    "plan": "print what wins where for two LoRA files; write it as JSON and as a picture",
+    "report": "weigh two LoRA files against each other before sampling; every pair of a folder, best first",
+    "merge": "write one ordinary LoRA file in place of two, where the rule does not change in time",
+    "inspect": "print what is known about LoRA files: base model, type, ranks, trigger words",
+    "convert": "write a LoRA file in another dialect, and check it by reading it back",
+    "settings": "print all settings as a table in Markdown",
+}
 
 
-def parser() -> ArgumentParser:
-    """The parser with all subcommands."""
+def parser(wanted: Collection[str] = COMMANDS) -> ArgumentParser:
+    """The parser with all subcommands, of which those in ``wanted`` know their arguments."""
     made = ArgumentParser(prog="python -m klora", description="K-LoRA: fuse a subject LoRA and a style LoRA.")
     made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = import_module(f"klora.commands.{name}")
-        command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in wanted:
+            module = import_module(f"klora.commands.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return made
 
 
@@ -36,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; bad input is one line on stderr and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
         _write_what_the_console_can(stream)
-    parsed = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = parser(arguments).parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
     except (KloraError, OSError) as error:

@@ -1,1 +1,2 @@
-"""The subcommands of ``python -m klora``: each module has ``add_arguments`` and ``run``."""
+"""The subcommands of ``python -m klora``: ``klora.__main__`` names them. Each module has
+``add_arguments`` and ``run``."""

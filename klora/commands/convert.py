@@ -6,8 +6,6 @@ from argparse import ArgumentParser, Namespace
 
 from klora.files.conversion import DIALECTS, convert
 
-SUMMARY = "write a LoRA file in another dialect, and check it by reading it back"
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""

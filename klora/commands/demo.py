@@ -10,8 +10,6 @@ from pathlib import Path
 from klora.commands import plan
 from klora.errors import KloraError, SettingsError
 
-SUMMARY = "make pictures from a subject LoRA and a style LoRA of the lab: each alone, added, and fused"
-
 #: Module -> what pip calls it; all are in the extra "lab".
 NEEDED = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow"}
 MOST_SEEDS = 16

@@ -9,8 +9,6 @@ from argparse import ArgumentParser, Namespace
 from klora.errors import LoraFileError
 from klora.files.summary import Summary, summarise
 
-SUMMARY = "print what is known about LoRA files: base model, type, ranks, trigger words"
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""

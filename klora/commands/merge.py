@@ -13,8 +13,6 @@ from klora.planning.static import static_shares
 from klora.settings import Settings, rule_settings, shown
 from klora.version import __version__
 
-SUMMARY = "write one ordinary LoRA file in place of two, where the rule does not change during the sampling"
-
 #: What is kept of the two files' metadata, from the first that has it.
 _KEPT = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
 

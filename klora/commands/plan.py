@@ -12,8 +12,6 @@ from klora.planning import folder_of_user, keep_scores_in, plan_files
 from klora.schedule import Plan
 from klora.settings import Settings, rule_settings
 
-SUMMARY = "print what wins where for two LoRA files; write it as JSON and as a picture"
-
 #: More steps than any sampler is run with; a typing error should not fill the memory.
 MOST_STEPS = 10_000
 

@@ -15,8 +15,6 @@ from klora.report import Ranking, rank_pairs, report_files
 from klora.report.page import ranking_page, report_page
 from klora.report.text import ranking_text, report_text
 
-SUMMARY = "weigh two LoRA files against each other before sampling; every pair of a folder, the best first"
-
 #: The number of pairs grows with the square of the number of files.
 MOST_FILES = 100
 

@@ -7,8 +7,6 @@ from argparse import ArgumentParser, Namespace
 from klora.rules import PARTS
 from klora.settings import Setting, Settings, shown
 
-SUMMARY = "print all settings as a table in Markdown"
-
 _HEADER = ("setting", "name in API and infotext", "default", "read by", "what it does")
 
 
