@@ -104,7 +104,7 @@ def _attention(stem: str, native: str | None, depth: int, width: str) -> Iterato
 
 def level_widths(widths: Sequence[int], text: int) -> dict[str, tuple[int, ...]]:
     """The widths of the levels from the highest to the lowest, and that of the text, by name."""
-    found = {"mid_block": (widths[-1],), "text": (text,)}
+    found: dict[str, tuple[int, ...]] = {"mid_block": (widths[-1],), "text": (text,)}
     for level, width in enumerate(widths):
         found[f"down_blocks.{level}"] = (width,)
         found[f"up_blocks.{len(widths) - 1 - level}"] = (width,)
