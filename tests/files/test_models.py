@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from klora.errors import KloraError
 from klora.files import forward_position, is_attention, ldm_name, read_lora, split_layers
 from klora.files.canonical import GRAMMARS, found_layer, part_names
+from klora.files.conversion import convert
 from klora.files.models import BY_NAME, FILES, MODELS
 from klora.files.native import canonical_from_flat, canonical_name
 
@@ -344,3 +345,56 @@ def test_a_message_names_what_was_looked_for(tmp_path: Path) -> None:
         read_lora(tmp_path / "x.safetensors")
     assert "train" not in str(caught.value)
     assert "download" not in str(caught.value)
+
+
+# --- What is written as kohya, read by diffusers' own converters of kohya's files -----------------
+
+_KOHYA = {
+    "Wan": ("_convert_musubi_wan_lora_to_diffusers", ("attn1.", "attn2.to_", "ffn.")),
+    "Qwen-Image": (
+        "_convert_non_diffusers_qwen_lora_to_diffusers",
+        ("attn.to_", "attn.add_", "img_mlp", "txt_mlp"),
+    ),
+    "Flux.2": ("_convert_kohya_flux2_lora_to_diffusers", ("attn.", "ff")),
+}
+
+
+@pytest.mark.parametrize("model", _KOHYA)
+def test_what_is_written_as_kohya_is_read_by_diffusers(model: str, tmp_path: Path) -> None:
+    utils = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    converter, wanted = _KOHYA[model]
+    shapes = {
+        name: shape
+        for name, shape in linears(model).items()
+        if "blocks." in name
+        and any(word in name for word in wanted)
+        and "add_k_proj" not in name.split("attn2.")[-1]
+    }
+    if model == "Qwen-Image":
+        shapes |= {name: shape for name, shape in linears(model).items() if "attn.add_k_proj" in name}
+    source = lora(tmp_path / "in.safetensors", shapes)
+    said = {"modelspec.architecture": BY_NAME[model].words[0]}
+    save_file(load_file(source), source, metadata=said)
+    made = convert(source, tmp_path / "out.safetensors", "kohya")
+    before = dict(products(load_file(source)))
+    after = dict(products(getattr(utils, converter)(load_file(made.path))))
+    for name, delta in after.items():
+        assert torch.allclose(before[name], delta), name
+    assert {name for name in before if name not in after} <= {"blocks.0.attn2.add_v_proj"}
+
+
+@pytest.mark.parametrize("model", sorted({*DIFFUSERS} - {"HunyuanImage"}))
+@pytest.mark.parametrize("dialect", ["diffusers", "peft"])
+def test_every_key_that_is_written_names_a_module(model: str, dialect: str, tmp_path: Path) -> None:
+    """From native names, where a model has them: each key leads to a module of diffusers' model, of that size."""
+    shapes = last_blocks(model, linears(model))
+    source = lora(tmp_path / "in.safetensors", shapes)
+    native = convert(source, tmp_path / "native.safetensors", "kohya")
+    made = convert(native.path, tmp_path / "out.safetensors", dialect)
+    prefix = "transformer." if dialect == "diffusers" else "base_model.model."
+    for key, tensor in load_file(made.path).items():
+        assert key.startswith(prefix)
+        stem, _, way = key.removeprefix(prefix).rpartition(".lora_")
+        assert stem in shapes, key
+        side = 0 if way.startswith("B") else 1
+        assert tensor.shape[side] in (shapes[stem][side], 1), key

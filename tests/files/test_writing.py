@@ -1,0 +1,106 @@
+"""Files are written whole or not at all, and what hinders that is said in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from klora import __main__ as command_line
+from klora.commands import inspect
+from klora.errors import KloraError
+from klora.files.writing import write_text, write_with
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{stem}.lora_up.weight": torch.ones(8, 1), f"{stem}.lora_down.weight": torch.ones(1, 8)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    return tmp_path / "in.safetensors"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("klora: ")
+    return lines[0]
+
+
+def test_a_missing_folder(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "no" / "such" / "out.safetensors"
+    assert command_line.main(["convert", str(lora), str(target)]) == 2
+    assert "there is no folder" in one_line(capsys)
+
+
+def test_a_folder_in_place_of_a_file(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out.safetensors").mkdir()
+    words = ["convert", str(lora), str(tmp_path / "out.safetensors"), "--overwrite"]
+    assert command_line.main(words) == 2
+    assert "is a folder" in one_line(capsys)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    assert command_line.main(["convert", str(lora), str(folder / "out.safetensors")]) == 2
+    assert "cannot be written" in one_line(capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "plan.json"
+    target.write_text("before")
+
+    def fill(draft: Path) -> None:
+        draft.write_text("half")
+        with open("/dev/full", "w") as full:
+            full.write("x" * 100_000)
+
+    with pytest.raises(KloraError, match=r"cannot be written .*No space left"):
+        write_with(target, fill)
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_save_of_safetensors_is_one_line(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    def fail(*_arguments: object, **_keywords: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("klora.files.conversion.save_file", fail)
+    assert command_line.main(["convert", str(lora), str(tmp_path / "out.safetensors")]) == 2
+    assert "No space left on device" in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_text_is_written_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.txt", "水墨\n")
+    assert (tmp_path / "x.txt").read_text(encoding="utf-8") == "水墨\n"
+    with pytest.raises(KloraError, match="there is no folder"):
+        write_text(tmp_path / "no" / "x.txt", "")
+
+
+def test_an_error_stands_on_a_line_of_its_own(
+    lora: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = []
+
+    def run(_arguments: object) -> int:
+        bars.append(tqdm(range(10), desc="scoring", leave=False, mininterval=0))
+        bars[0].update(3)
+        raise KloraError("the second file is damaged.")
+
+    monkeypatch.setattr(inspect, "run", run)
+    assert command_line.main(["inspect", str(lora)]) == 2
+    text = capsys.readouterr().err
+    assert "scoring" in text
+    assert text.endswith("\nklora: the second file is damaged.\n")
