@@ -1,8 +1,7 @@
-"""Fronts: names of methods, the batched sampler against the pipeline, and the statistics by slow formulas."""
+"""Fronts: names of methods, and the statistics by slow formulas."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -15,67 +14,9 @@ for module in ("diffusers", "transformers", "PIL", "scipy", "matplotlib"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
 from klora.errors import KloraError  # noqa: E402
-from klora.lab import checkpoint, loras, model, samples  # noqa: E402
-from klora.lab.fronts import (  # noqa: E402
-    branches,
-    calibration,
-    effects,
-    glance,
-    methods,
-    report,
-    sampling,
-    statistics,
-    transforms,
-)
-from klora.lab.fronts.dealing import Dealt, by_the_engine, with_content_strength  # noqa: E402
+from klora.lab.fronts import methods, report, statistics  # noqa: E402
 from klora.lab.fronts.statistics import Front  # noqa: E402
-from klora.lab.fronts.store import Sampling, Store  # noqa: E402
-from klora.lab.fronts.study import Study  # noqa: E402
-from klora.lab.world2 import judges, truth  # noqa: E402
-from klora.lab.world2.pairs import Pair, all_pairs  # noqa: E402
-from klora.lab.world2.recipes import RECIPES, Recipe  # noqa: E402
 from klora.lab.world2.scoring import MEASURES  # noqa: E402
-
-STEPS = 3
-CONTENT, STYLE = RECIPES["content-bear-top-hat"], RECIPES["style-neon"]
-
-
-def random_lora(recipe: Recipe, denoiser: torch.nn.Module, folder: Path, seed: int) -> Path:
-    """A LoRA of the recipe's shape with random weights, strong enough to change a picture."""
-    chance = torch.Generator().manual_seed(seed)
-    named = {}
-    for stem, module in loras.layers(denoiser).items():
-        if not any(stem.endswith(target.replace(".", "_")) for target in recipe.targets):
-            continue
-        out_width, in_width, *edge = module.weight.shape
-        down = torch.randn(recipe.rank, in_width, *edge, generator=chance) / in_width**0.5
-        up = 0.3 * torch.randn(out_width, recipe.rank, *[1 for _ in edge], generator=chance)
-        named[f"{stem}.lora_down.weight"], named[f"{stem}.lora_up.weight"] = down.half(), up.half()
-        named[f"{stem}.alpha"] = torch.tensor(float(recipe.alpha)).half()
-    return loras.save(named, recipe, folder)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained world 2: checkpoint, judges, a pair, and a true drawing."""
-    folder = tmp_path_factory.mktemp("world2")
-    torch.manual_seed(0)
-    made = model.build_model(model.SECOND)
-    checkpoint.export(made, folder, shape=model.SECOND)
-    judges.Judges(judges.SubjectJudge(), judges.style_judge()).save(folder / "judges.safetensors")
-    for seed, recipe in enumerate((CONTENT, STYLE)):
-        random_lora(recipe, made.denoiser, folder / "loras", seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(lab: Path) -> model.Model:
-    return checkpoint.load(lab / "klora-lab.safetensors", model.SECOND)
-
-
-@pytest.fixture
-def pair(lab: Path) -> Pair:
-    return Pair(CONTENT, STYLE, lab / "loras")
 
 
 def test_a_name_says_rule_and_settings() -> None:
@@ -113,177 +54,6 @@ def test_every_method_of_the_study_is_one() -> None:
     assert all(methods.method(name).name == name for name in names)
     assert len(methods.BALANCES) >= 7
     assert 0.0 in methods.BALANCES
-
-
-def _merged_picture(trained: model.Model, pair: Pair, shares: tuple[float, float], seed: int) -> torch.Tensor:
-    """What the pipeline makes of the LoRAs merged with these weights."""
-    content, style = pair.files
-    with loras.merged(trained.denoiser, content, shares[0]), loras.merged(trained.denoiser, style, shares[1]):
-        return samples.generate(samples.pipeline(trained), [pair.prompt], [seed], STEPS, 4.0)[0]
-
-
-def _constant(names: tuple[str, ...], shares: tuple[float, float]) -> Dealt:
-    table = np.broadcast_to(np.array(shares), (STEPS, len(names), 2))
-    return Dealt(names, table, table)
-
-
-def test_a_batch_of_shares_makes_the_pipelines_pictures(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
-    cases = [((1.0, 1.0), 0), ((0.6, 0.9), 1), ((0.0, 0.0), 2), ((0.0, 1.3), 0)]
-    wanted = [sampling.Wanted(seed, _constant(both.names, shares), 4.0) for shares, seed in cases]
-    made = sampling.pictures(trained, both, pair.prompt, wanted, STEPS)
-    for picture, (shares, seed) in zip(made, cases, strict=True):
-        expected = _merged_picture(trained, pair, shares, seed)
-        assert (picture.int() - expected.int()).abs().max() <= 1
-    apart = (made[0].int() - made[1].int()).abs().float().mean()
-    assert apart > 1  # the LoRAs are strong enough for the comparison to mean something
-
-
-def test_passes_of_the_guidance_have_shares_of_their_own(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
-    ones, content_alone = _constant(both.names, (1.0, 1.0)), _constant(both.names, (1.0, 0.0))
-    dealt = Dealt(both.names, ones.conditional, content_alone.conditional)
-    made = sampling.pictures(trained, both, pair.prompt, [sampling.Wanted(5, dealt, 4.0)], STEPS)[0]
-    expected = _two_merged_forwards(trained, pair, 5)
-    assert (made.int() - expected.int()).abs().max() <= 1
-
-
-@torch.no_grad()
-def _two_merged_forwards(trained: model.Model, pair: Pair, seed: int) -> torch.Tensor:
-    """The slow way: at each step one forward without the style and one with, on merged weights."""
-    from klora.lab import tokens
-
-    content, style = pair.files
-    contexts = trained.text_encoder(tokens.encode(["", pair.prompt])).last_hidden_state
-    solver = sampling.scheduler()
-    solver.set_timesteps(STEPS)
-    latents = (
-        torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) * solver.init_noise_sigma
-    )
-    for when in solver.timesteps:
-        with loras.merged(trained.denoiser, content):
-            without = trained.denoiser(latents, when, contexts[:1]).sample
-            with loras.merged(trained.denoiser, style):
-                guided = trained.denoiser(latents, when, contexts[1:]).sample
-        latents = solver.step(without + 4 * (guided - without), when, latents).prev_sample
-    drawn = trained.autoencoder.decode(latents / model.LATENT_SCALE).sample[0]
-    return ((drawn / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-
-
-def test_adding_is_dealt_ones_and_guidance_spares_the_unconditional_pass(pair: Pair) -> None:
-    dealt = by_the_engine(*pair.files, methods.method("weights").at(0), STEPS, 4.0)
-    assert (dealt.conditional == 1).all()
-    assert (dealt.unconditional == 1).all()
-    spared = by_the_engine(*pair.files, methods.method("weights guidance=content").at(0), STEPS, 4.0)
-    weighed = by_the_engine(*pair.files, methods.method("weights style_weight=1.3").at(0), STEPS, 4.0)
-    changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
-    assert (spared.unconditional[:, changed, 1] == 0).all()
-    assert (weighed.conditional[:, changed, 1] == 1.3).all()
-
-
-def test_a_strength_of_the_content_counts_so_often_in_the_guided_prediction(pair: Pair) -> None:
-    dealt = by_the_engine(*pair.files, methods.method("weights guidance=3").at(0), STEPS, 4.0)
-    found = with_content_strength(dealt, 1.5, 4.0)
-    changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
-    counted = found.unconditional + 4 * (found.conditional - found.unconditional)
-    assert counted[:, changed, 0] == pytest.approx(1.5)
-    assert counted[:, changed, 1] == pytest.approx(3)
-    assert with_content_strength(dealt, 9, 4.0).unconditional[..., 0].max() == 0
-    assert with_content_strength(dealt, 1, 4.0) is dealt
-
-
-def test_a_studys_pictures_are_scored_once(lab: Path, pair: Pair) -> None:
-    drawn = np.zeros((128, 128, 3), np.uint8)
-    _write_truth(lab / truth.NAME, drawn)
-    study = Study(
-        Store(lab / "scores", Sampling(lab, steps=2)),
-        [methods.method("weights"), methods.method("K-LoRA")],
-        [pair],
-        range(2),
-        (-0.5, 0.0, 0.5),
-    )
-    assert sum(study.make(pair)) == 12
-    assert not study.open_tasks(pair)
-    front = study.front(study.methods[0])
-    assert front.values.shape == (1, 3, len(MEASURES))
-    more = Study(study.store, study.methods, [pair], range(3), study.balances)
-    assert len(more.open_tasks(pair)) == 6
-
-
-def _write_truth(path: Path, drawn: np.ndarray) -> None:
-    import json
-
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    metadata = PngInfo()
-    metadata.add_text("klora-truth", json.dumps({CONTENT.name: [STYLE.subject]}))
-    Image.fromarray(drawn).save(path, pnginfo=metadata)
-
-
-def test_np_lora_leaves_content_nothing_in_the_styles_row_space(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
-    for mu, kept in ((math.inf, 0.0), (0.5, 1 - 0.5 / 1.5)):
-        changed = transforms.np_lora(both, mu)
-        for name, branch in both.branches.items():
-            first, second = branch.ranks
-            if not first or not second:
-                continue
-            down, projected = branch.down.flatten(1), changed.branches[name].down.flatten(1)
-            # An independent way to the same space: all that the style's rows span, by pseudo-inverse.
-            inside = torch.linalg.pinv(down[first:]) @ down[first:]
-            expected = down[:first] - (1 - kept) * down[:first] @ inside
-            assert torch.allclose(projected[:first], expected, atol=1e-4)
-            assert torch.equal(projected[first:], down[first:])
-
-
-def test_ssr_answers_each_loras_inputs_as_it_does_alone() -> None:
-    chance = torch.Generator().manual_seed(0)
-    down = torch.randn(6, 40, generator=chance)
-    inputs = [
-        torch.randn(40, 500, generator=chance) @ torch.diag(torch.rand(500, generator=chance)),
-        torch.randn(40, 500, generator=chance),
-    ]
-    low = [down @ one for one in inputs]
-    whole = sum(one @ one.T for one in low)
-    asked = torch.cat([low[0][:4] @ low[0].T, low[1][4:] @ low[1].T])
-    ratio = transforms.mixing(whole, asked)
-
-    def wrong(mix: torch.Tensor) -> float:
-        alone = [torch.cat([low[0][:4], torch.zeros(2, 500)]), torch.cat([torch.zeros(4, 500), low[1][4:]])]
-        return float(sum((mix @ one - true).square().sum() for one, true in zip(low, alone, strict=True)))
-
-    least = wrong(ratio)
-    assert least < wrong(torch.eye(6))
-    for _ in range(5):  # a regression: no mixing nearby does better, but for the little ridge
-        assert least <= wrong(ratio + 0.01 * torch.randn(6, 6, generator=chance)) * 1.0001
-
-
-def test_effects_are_the_norms_of_what_the_loras_add(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
-    found = calibration.effects(trained, both, pair.prompt, 2)
-    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    seen: list[torch.Tensor] = []
-    layer = dict(trained.denoiser.named_modules())[name]
-    handle = layer.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].clone()))
-    calibration.effects(trained, both, pair.prompt, 1)
-    handle.remove()
-    for side, path in enumerate(pair.files):
-        down, up = branches.factors(path)["lora_unet_" + name.replace(".", "_")]
-        slow = (seen[0] @ down.T @ up.T).norm()
-        assert found.norms[0, both.names.index(name), side] == pytest.approx(float(slow), rel=1e-3)
-
-
-def test_by_effect_the_larger_effect_wins(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
-    norms = np.ones((STEPS, len(both.names), 2))
-    norms[:, ::2, 0], norms[:, 1::2, 1] = 100, 100
-    deal = effects.by_effect(calibration.Effects(both.names, norms))
-    dealt = deal(*pair.files, methods.method("K-LoRA contest=effect").at(0), STEPS, 4.0).ordered(both.names)
-    for place, name in enumerate(both.names):
-        if ".attn" in name and all(both.branches[name].ranks):
-            winner = place % 2
-            assert dealt.conditional[:, place].tolist() == [[1 - winner, winner]] * STEPS
 
 
 _points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8)
@@ -350,20 +120,6 @@ def test_what_is_published_stands_beside_itself_at_balance_0() -> None:
     assert apart["area"].value == 0
 
 
-def test_a_spread_meets_all_styles_alike(lab: Path) -> None:
-    recipes_of_half = [one for one in RECIPES.values() if one.half == "test"]
-    for recipe in recipes_of_half:
-        (lab / "loras" / f"{recipe.name}.safetensors").touch()
-    every = all_pairs(2, "test", lab / "loras")
-    some = all_pairs(2, "test", lab / "loras", spread=2)
-    assert (len(every), len(some)) == (64, 32)
-    met = [pair.style.subject for pair in some]
-    assert {style: met.count(style) for style in met} == dict.fromkeys(met, 8)
-    assert len({pair.name for pair in some}) == 32
-    with pytest.raises(KloraError, match=r"python -m klora\.lab\.world2"):
-        all_pairs(1, "development", lab / "loras")
-
-
 def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
     chance = np.random.default_rng(2)
     measures = tuple(MEASURES)
@@ -380,23 +136,3 @@ def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
     assert "Difference from: weights" in text
     assert "| smooth |" in text
     assert written[2].stat().st_size > 5000
-
-
-def test_a_glance_has_the_truth_each_alone_and_the_methods(lab: Path, pair: Pair) -> None:
-    drawn = np.full((128, 128, 3), 77, np.uint8)
-    _write_truth(lab / truth.NAME, drawn)
-    truth.drawings.cache_clear()
-    shown = {"added": (methods.method("weights"), 0.0), "fused": (methods.method("K-LoRA"), 0.0)}
-    made = glance.row(Sampling(lab, steps=STEPS), pair, shown, seed=1)
-    assert len(made) == 5
-    assert (made[0] == 77).all()
-    for place, shares in ((1, (1.0, 0.0)), (2, (0.0, 1.0)), (3, (1.0, 1.0))):
-        expected = _merged_picture(trained_of(lab), pair, shares, 1)
-        assert (made[place].int() - expected.int()).abs().max() <= 1
-    sheet = glance.sheet(Sampling(lab, steps=1), [pair], shown)
-    assert sheet.width > 5 * 128
-
-
-def trained_of(lab: Path) -> model.Model:
-    """The model of the untrained lab."""
-    return checkpoint.load(lab / "klora-lab.safetensors", model.SECOND)
