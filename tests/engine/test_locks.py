@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from klora.__main__ import main
@@ -55,6 +56,7 @@ parts = st.builds(
 )
 
 
+@examples(deadline=None)  # a busy machine is no fault
 @given(written=st.lists(parts, max_size=5), gap=st.sampled_from([" ", "  ", ", "]))
 def test_the_normal_spelling_reads_back_as_the_same(written: list[str], gap: str) -> None:
     text = gap.join(written)

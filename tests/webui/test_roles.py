@@ -115,6 +115,7 @@ names = st.sampled_from(["fox", "ink", "oak", "elm"])
 choices = st.sampled_from([FIRST_IN_PROMPT, SECOND_IN_PROMPT, "fox", "ink"])
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(tags=st.lists(names, max_size=5), content=choices, style=choices)
 def test_nothing_is_lost_and_nobody_plays_two_parts(tags: list[str], content: str, style: str) -> None:
     roles = assign(tags, Settings(content=content, style=style))
