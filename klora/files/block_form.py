@@ -40,7 +40,7 @@ class BlockForm:
 
     def _direction(self, start: int, stop: int) -> Tensor:
         base = self.base if self.kind.needs_base else None
-        block = form_rows(self.kind, self.tensors, base, start, stop) * self.scale
+        block = form_rows(self.kind, self.tensors, base, slice(start, stop)) * self.scale
         return block.reshape(stop - start, *self.shape[1:])
 
     @property

@@ -11,7 +11,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from klora.files import formulas
 from klora.files.kinds import Kind, Tensors, glora_is_new, lokr_factor
 
 #: Elements of dW that are formed at a time; 8 MiB in fp32.
@@ -24,38 +23,38 @@ def block_bounds(rows: int, width: int, elements: int = BLOCK_ELEMENTS) -> Itera
     return pairwise([*range(0, rows, height), rows])
 
 
-def form_rows(kind: Kind, tensors: Tensors, base: Tensor | None, start: int, stop: int) -> Tensor:
-    """Rows ``start`` to ``stop`` of dW before scaling; ``base`` is the whole clean weight, for GLoRA."""
+def form_rows(kind: Kind, tensors: Tensors, base: Tensor | None, which: slice) -> Tensor:
+    """The rows ``which`` of dW before scaling; ``base`` is the whole clean weight, for GLoRA."""
     if kind.name == "lokr":
-        return _lokr_rows(tensors, start, stop)
+        return _lokr_rows(tensors, which)
     cut = _CUTS[kind.name]
-    return kind.form(cut(tensors, start, stop), None if base is None else base[start:stop])
+    return kind.form(cut(tensors, which), None if base is None else base[which])
 
 
-def _cut_first(*names: str) -> Callable[[Tensors, int, int], Tensors]:
-    def cut(tensors: Tensors, start: int, stop: int) -> Tensors:
-        return {**tensors, **{name: tensors[name][start:stop] for name in names}}
+def _cut_first(*names: str) -> Callable[[Tensors, slice], Tensors]:
+    def cut(tensors: Tensors, which: slice) -> Tensors:
+        return {**tensors, **{name: tensors[name][which] for name in names}}
 
     return cut
 
 
-def _cut_loha(tensors: Tensors, start: int, stop: int) -> Tensors:
+def _cut_loha(tensors: Tensors, which: slice) -> Tensors:
     halves = {}
-    for which in "12":
-        name = f"hada_w{which}_a"
+    for half in "12":
+        name = f"hada_w{half}_a"
         # Beside a Tucker core the factor stands the other way round.
-        tucker = f"hada_t{which}" in tensors
-        halves[name] = tensors[name][:, start:stop] if tucker else tensors[name][start:stop]
+        tucker = f"hada_t{half}" in tensors
+        halves[name] = tensors[name][:, which] if tucker else tensors[name][which]
     return {**tensors, **halves}
 
 
-def _cut_glora(tensors: Tensors, start: int, stop: int) -> Tensors:
+def _cut_glora(tensors: Tensors, which: slice) -> Tensors:
     shapes = (tuple(tensors[f"{one}.weight"].shape) for one in ("a1", "a2", "b1", "b2"))
     name = "b1.weight" if glora_is_new(*shapes) else "b2.weight"
-    return {**tensors, name: tensors[name][start:stop]}
+    return {**tensors, name: tensors[name][which]}
 
 
-_CUTS: Mapping[str, Callable[[Tensors, int, int], Tensors]] = {
+_CUTS: Mapping[str, Callable[[Tensors, slice], Tensors]] = {
     "lora": _cut_first("lora_up.weight"),
     "loha": _cut_loha,
     "full": _cut_first("diff"),
@@ -63,17 +62,13 @@ _CUTS: Mapping[str, Callable[[Tensors, int, int], Tensors]] = {
 }
 
 
-def _lokr_rows(tensors: Tensors, start: int, stop: int) -> Tensor:
+def _lokr_rows(tensors: Tensors, which: slice) -> Tensor:
     """Each row of w1 makes as many rows of dW as w2 has."""
     first, second = lokr_factor(tensors, "1"), lokr_factor(tensors, "2")
     height = second.shape[0]
-    pieces = [
-        formulas.kronecker(
-            first[row : row + 1], second[max(start - row * height, 0) : min(stop - row * height, height)]
-        )
-        for row in range(start // height, -(-stop // height))
-    ]
-    return torch.cat(pieces)
+    wanted = torch.arange(first.shape[0] * height, device=first.device)[which]
+    outer = torch.einsum("nb,nd...->nbd...", first[wanted // height], second[wanted % height])
+    return outer.flatten(1, 2)
 
 
 def lokr_singular_values(tensors: Tensors, rows: tuple[int, int] | None) -> Tensor | None:
