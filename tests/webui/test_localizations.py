@@ -25,8 +25,8 @@ ROOMS = (
     *("hosts/webui", "hosts/common", "hosts/which.py", "settings", "options", "presets", "planning", "rules"),
     "schedule",
 )
-#: Answers of the HTTP routes, checks of a plot's axes, a command's, and mistakes of a programmer.
-NOT_IN_THE_PAGE = ("hosts/webui/routes.py", "hosts/webui/axes.py", "")
+#: Answers of the HTTP routes, checks of a plot's axes, refusals of the command `merge`.
+NOT_IN_THE_PAGE = ("hosts/webui/routes.py", "hosts/webui/axes.py", "planning/static.py")
 FOR_PROGRAMMERS = ("settings do not change; use replace({}=...)", "there is no setting {}")
 #: Nothing but what it is filled with, or so little more that it would be taken for any sentence.
 TOO_SHORT = ("{}{}.", "{} is {}; {}.")
