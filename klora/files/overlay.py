@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,9 +21,13 @@ class Overlay(Container):
     below: Container
     tensors: Mapping[str, Tensor]
 
-    def read(self, key: str) -> Tensor:
-        """As the file's; a copy of what is in memory, which the reader may change."""
-        return self.tensors[key].clone() if key in self.tensors else self.below.read(key)
+    def read_all(self, keys: Sequence[str]) -> list[Tensor]:
+        """As the file's; copies of what is in memory, which the reader may change."""
+        found = {key: tensor.clone() for key in keys if (tensor := self.tensors.get(key)) is not None}
+        others = [key for key in keys if key not in found]
+        if others:
+            found.update(zip(others, self.below.read_all(others), strict=True))
+        return [found[key] for key in keys]
 
     def hashes(self) -> tuple[str, str]:
         """Those of the file itself."""

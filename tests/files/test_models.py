@@ -386,7 +386,9 @@ def test_what_is_written_as_kohya_is_read_by_diffusers(model: str, tmp_path: Pat
 @pytest.mark.parametrize("model", sorted({*DIFFUSERS} - {"HunyuanImage"}))
 @pytest.mark.parametrize("dialect", ["diffusers", "peft"])
 def test_every_key_that_is_written_names_a_module(model: str, dialect: str, tmp_path: Path) -> None:
-    """From native names, where a model has them: each key leads to a module of diffusers' model, of that size."""
+    """From native names, where a model has them: each key leads to a module of diffusers' model, of that
+    size.
+    """
     shapes = last_blocks(model, linears(model))
     source = lora(tmp_path / "in.safetensors", shapes)
     native = convert(source, tmp_path / "native.safetensors", "kohya")
