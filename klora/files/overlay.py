@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,9 +21,15 @@ class Overlay(Container):
     below: Container
     tensors: Mapping[str, Tensor]
 
-    def read(self, key: str) -> Tensor:
-        """As the file's; a copy of what is in memory, which the reader may change."""
-        return self.tensors[key].clone() if key in self.tensors else self.below.read(key)
+    def read_all(self, keys: Sequence[str]) -> list[Tensor]:
+        """As the file's; copies of what is in memory, which the reader may change."""
+        below = [key for key in keys if key not in self.tensors]
+        found = dict(zip(below, self.below.read_all(below), strict=True)) if below else {}
+        return [self.tensors[key].clone() if key in self.tensors else found[key] for key in keys]
+
+    def read_number(self, key: str) -> float:
+        """As the file's."""
+        return float(self.tensors[key]) if key in self.tensors else self.below.read_number(key)
 
     def hashes(self) -> tuple[str, str]:
         """Those of the file itself."""

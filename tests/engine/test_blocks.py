@@ -1,4 +1,4 @@
-"""Measures taken from blocks of rows against plain sorting, and rows of a file's layer against its whole dW."""
+"""Measures taken from blocks of rows against plain sorting, and rows of a file against its whole dW."""
 
 from __future__ import annotations
 
