@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
 from klora.files import formulas
 from klora.files.kinds import Kind, Shape, Tensors, dora_per_output
+from klora.files.late_torch import Tensor, torch
 from klora.files.row_blocks import block_bounds, form_rows
 
 

@@ -6,8 +6,7 @@ means that a convolution's last three dimensions are one.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from klora.files.late_torch import Tensor, torch
 
 
 def product(up: Tensor, down: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from klora.files import formulas
+from klora.files.late_torch import Tensor
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

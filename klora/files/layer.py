@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
 from klora.errors import LoraFileError
 from klora.files import formulas
 from klora.files.block_form import BlockForm
@@ -27,6 +24,7 @@ from klora.files.kinds import (
     dora_per_output,
     kind_of,
 )
+from klora.files.late_torch import Tensor, torch
 from klora.files.row_blocks import BLOCK_ELEMENTS, block_bounds, lokr_singular_values
 
 Rows = tuple[tuple[int, int], ...]
@@ -100,10 +98,11 @@ class LoraLayer:
     def alpha(self) -> float | None:
         """alpha as the file has it, or ``None``; reads one number. Raises `LoraFileError` if it is not
         finite."""
-        return self._checked_alpha(self.tensor("alpha")) if "alpha" in self.keys else None
+        if "alpha" not in self.keys:
+            return None
+        return self._checked_alpha(self.container.read_number(self.keys["alpha"]))
 
-    def _checked_alpha(self, number: Tensor) -> float:
-        alpha = float(number.reshape(()).to(torch.float64))
+    def _checked_alpha(self, alpha: float) -> float:
         if not math.isfinite(alpha):
             raise self.error("its alpha is NaN or infinite", _REMEDY)
         return alpha
@@ -119,12 +118,12 @@ class LoraLayer:
         return 1.0 if self.divisor is None else alpha / self.divisor
 
     def weights_and_scale(self) -> tuple[dict[str, Tensor], float]:
-        """All parameters but a bias as they are in the file, and `scale`; the file is opened once."""
-        wanted = [parameter for parameter in self.keys if parameter != "diff_b"]
+        """All parameters of dW as they are in the file, and `scale`; the file is opened once."""
+        wanted = [parameter for parameter in self.keys if parameter == "alpha" or parameter not in BESIDE]
         tensors = self.container.read_all([self.keys[parameter] for parameter in wanted])
         weights = dict(zip(wanted, tensors, strict=True))
         alpha = weights.pop("alpha", None)
-        return weights, self._scale(None if alpha is None else self._checked_alpha(alpha))
+        return weights, self._scale(None if alpha is None else self._checked_alpha(float(alpha.double())))
 
     def tensor(self, parameter: str) -> Tensor:
         """A parameter as it is in the file, on the CPU."""
@@ -135,7 +134,7 @@ class LoraLayer:
         base: Tensor | None = None,
         *,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """dW, with alpha / rank, of shape ``shape``.
 
@@ -166,7 +165,7 @@ class LoraLayer:
         # A sum is NaN or Inf if any element is, and takes a tenth of the time of a test of each.
         if not finite and not math.isfinite(float(delta.sum())):
             raise self._not_finite()
-        return delta.to(dtype)
+        return delta.to(dtype or wide)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """(s * up, down) in fp32 with dW = up @ down, for a plain LoRA; ``None`` for every other type.

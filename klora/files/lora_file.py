@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from klora.files.base_model import Identified, variant_of
 from klora.files.canonical import in_forward_order, is_attention, part_names
 from klora.files.container import Container, Identity, open_container
@@ -17,6 +15,7 @@ from klora.files.declared import DeclaredScales, declared_configs
 from klora.files.defects import defect_error, shown
 from klora.files.dialects import DENOISER
 from klora.files.kinds import BIASES, left_to_host
+from klora.files.late_torch import torch
 from klora.files.layer import LoraLayer, build_layer
 from klora.files.models import BY_NAME
 from klora.files.recognition import Recognised, recognise

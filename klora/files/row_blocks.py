@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
-import torch
-from torch import Tensor
-
 from klora.files.kinds import Kind, Tensors, glora_is_new, lokr_factor
+from klora.files.late_torch import Tensor, torch
 
 #: Elements of dW that are formed at a time; 8 MiB in fp32.
 BLOCK_ELEMENTS = 2**21

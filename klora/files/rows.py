@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-from torch import Tensor
-
 from klora.files.formulas import half_tucker
 from klora.files.kinds import Shape
+from klora.files.late_torch import Tensor, torch
 from klora.files.layer import LoraLayer, take_rows
 from klora.files.row_blocks import form_rows
 
