@@ -23,13 +23,6 @@ class Overlay(Container):
 
     def read_all(self, keys: Sequence[str]) -> list[Tensor]:
         """As the file's; copies of what is in memory, which the reader may change."""
-<<<<<<< HEAD
-        found = {key: tensor.clone() for key in keys if (tensor := self.tensors.get(key)) is not None}
-        others = [key for key in keys if key not in found]
-        if others:
-            found.update(zip(others, self.below.read_all(others), strict=True))
-        return [found[key] for key in keys]
-=======
         below = [key for key in keys if key not in self.tensors]
         found = dict(zip(below, self.below.read_all(below), strict=True)) if below else {}
         return [self.tensors[key].clone() if key in self.tensors else found[key] for key in keys]
@@ -37,7 +30,6 @@ class Overlay(Container):
     def read_number(self, key: str) -> float:
         """As the file's."""
         return float(self.tensors[key]) if key in self.tensors else self.below.read_number(key)
->>>>>>> e39dd4bb9939a83202666c0ed59e99bb0415b425
 
     def hashes(self) -> tuple[str, str]:
         """Those of the file itself."""

@@ -1,10 +1,4 @@
-<<<<<<< HEAD
-"""Measures taken from blocks of rows against plain sorting, and rows of a file's layer against its whole
-dW.
-"""
-=======
 """Measures taken from blocks of rows against plain sorting, and rows of a file against its whole dW."""
->>>>>>> e39dd4bb9939a83202666c0ed59e99bb0415b425
 
 from __future__ import annotations
 
