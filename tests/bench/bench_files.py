@@ -1,11 +1,9 @@
-"""Time and peak memory to read and score a pair of SDXL files, against the bare cost of every up @ down.
+"""Time and peak memory to read and score a pair of files, against the bare cost of every up @ down.
 
-Both are measured in one run, one after the other, each in a process of its own so that its peak is its own:
+    python -m tests.bench.bench_files [--model sdxl] [--rank 32] [--repeat 3] [--json FILE]
 
-    python tests/bench/bench_files.py [--rank 32] [--repeat 3] [--json FILE]
-
-The files have seeded random weights on every linear and convolution of SDXL's UNet, in fp16, under the names
-of kohya's scripts. diffusers tells the shapes.
+Both are measured in one run, in turns, each in a process of its own so that its peak is its own. ``kept`` is
+the pair again after a restart, from scores on disk; ``first`` has to hash both files and to keep the scores.
 """
 
 from __future__ import annotations
@@ -24,50 +22,15 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from klora.files import ldm_name, pair_layers, read_lora
-from klora.planning import score_files
+from klora.files import pair_layers, read_lora
+from klora.planning import keep_scores_in, planner_of_files
 from klora.settings import Settings
+from tests.bench.memory import forget_peak, peak_mib
+from tests.bench.models import flux, sdxl, sdxl_attention, write_lora
 
-#: Architecture of SDXL's UNet, as published in its config.json.
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
-def sdxl_shapes() -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of the weight, of every linear and convolution."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL)
-    wanted = (torch.nn.Linear, torch.nn.Conv2d)
-    return {name: tuple(one.weight.shape) for name, one in unet.named_modules() if isinstance(one, wanted)}
-
-
-def write_lora(path: Path, shapes: dict[str, tuple[int, ...]], rank: int, seed: int) -> None:
-    """A file of random fp16 factors, alpha half the rank."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, (out, inside, *kernel) in shapes.items():
-        stem = "lora_unet_" + str(ldm_name(name, "SDXL")).replace(".", "_")
-        ones = [1] * len(kernel)
-        tensors[f"{stem}.lora_down.weight"] = (
-            torch.randn(rank, inside, *kernel, generator=generator).half() / 8
-        )
-        tensors[f"{stem}.lora_up.weight"] = torch.randn(out, rank, *ones, generator=generator).half() / 8
-        tensors[f"{stem}.alpha"] = torch.tensor(rank / 2).half()
-    save_file(tensors, path)
+MODELS = {"sdxl": sdxl, "attention": sdxl_attention, "flux": flux}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def bare(first: str, second: str) -> float:
@@ -95,7 +58,14 @@ def formed(first: str, second: str) -> float:
 
 def scored(first: str, second: str) -> float:
     """The whole: read both files, pair, form and score every layer."""
-    return score_files(read_lora(first), read_lora(second), Settings()).gamma("paper")
+    planner = planner_of_files(read_lora(first), read_lora(second), Settings(other_layers="fuse"))
+    return float(planner.contest.scores.measured["total"].sum())
+
+
+def kept(first: str, second: str) -> float:
+    """The same with scores kept on disk, if an earlier process has left some."""
+    keep_scores_in(Path(first).parent / "scores")
+    return scored(first, second)
 
 
 def opened(first: str, second: str) -> float:
@@ -108,54 +78,57 @@ TASKS: dict[str, Callable[[str, str], float]] = {
     "bare": bare,
     "form": formed,
     "score": scored,
+    "first": kept,
+    "kept": kept,
 }
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process since `forget_peak` (Linux; nan elsewhere)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return math.nan
-    line = next(one for one in status.read_text().splitlines() if one.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def forget_peak() -> float:
-    """Let the kernel count the peak from now on; gives what is resident now."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    return peak_mib()
 
 
 def child(task: str, first: str, second: str) -> None:
     """Run one task in this process; print seconds, and MiB of peak memory above what was there before."""
-    before, start = forget_peak(), time.perf_counter()
+    before, start, cpu = forget_peak(), time.perf_counter(), time.process_time()
     answer = TASKS[task](first, second)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if not math.isfinite(answer):
         raise SystemExit(f"{task}: the answer is not finite")
-    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib() - before}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mib": peak_mib() - before}))
 
 
 def measured(task: str, files: list[str]) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", task, *files]
-    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-m", "tests.bench.bench_files", "--child", task, *files]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": root}
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
+def forget_kept(files: list[str]) -> None:
+    """Throw away the scores that are kept on disk."""
+    for one in (Path(files[0]).parent / "scores").glob("*"):
+        one.unlink()
+
+
+def one_round(files: list[str]) -> dict[str, dict[str, float]]:
+    """Each task once, in turns, so that a change of the machine's load falls on all alike."""
+    forget_kept(files)
+    return {task: measured(task, files) for task in TASKS}
+
+
 def main() -> None:
     """Make the files, measure each task in turn, print a table."""
-    parser = argparse.ArgumentParser(description="time and memory to read and score an SDXL pair")
+    parser = argparse.ArgumentParser(description="time and memory to read and score a pair")
+    parser.add_argument("--model", choices=MODELS, default="sdxl")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    shapes = sdxl_shapes()
+    shapes = MODELS[arguments.model]()
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / f"{name}.safetensors") for name in ("content", "style")]
         for seed, file in enumerate(files):
@@ -163,15 +136,17 @@ def main() -> None:
         size = Path(files[0]).stat().st_size / 2**20
         threads = torch.get_num_threads()
         print(f"{len(shapes)} layers, rank {arguments.rank}, {size:.0f} MiB a file, {threads} threads")
-        # In turns, so that a change of the machine's load falls on all alike.
-        runs = [{task: measured(task, files) for task in TASKS} for _ in range(arguments.repeat)]
+        runs = [one_round(files) for _ in range(arguments.repeat)]
     medians = {
-        task: {what: statistics.median(run[task][what] for run in runs) for what in ("seconds", "peak_mib")}
+        task: {what: statistics.median(run[task][what] for run in runs) for what in runs[0][task]}
         for task in TASKS
     }
+    least = {task: min(run[task]["cpu"] for run in runs) for task in TASKS}
     for task, found in medians.items():
-        times = found["seconds"] / medians["bare"]["seconds"]
-        print(f"{task:6} {found['seconds']:8.2f} s  {times:6.2f} x bare  {found['peak_mib']:8.0f} MiB peak")
+        print(
+            f"{task:6} {found['seconds']:8.2f} s  least CPU {least[task]:7.3f} s  "
+            f"{least[task] / least['bare']:6.2f} x bare  {found['peak_mib']:8.0f} MiB peak"
+        )
     if arguments.json:
         measurements = {"rank": arguments.rank, "tasks": medians, "runs": runs}
         Path(arguments.json).write_text(json.dumps(measurements, indent=1))
