@@ -26,7 +26,7 @@ from klora.files.defects import ReplacedFileError, defect_error, shown
 #: Header size above which a file is not a LoRA. The largest in the field, with tag lists, have a few MiB.
 HEADER_LIMIT = 32 * 2**20
 
-#: Tensors above which a file is not a LoRA. The largest in the field, of mixtures of experts, have some 5,000.
+#: Tensors above which a file is not a LoRA. The largest in the field, for mixtures of experts, have 5,000.
 MOST_TENSORS = 30_000
 
 #: Floating-point formats that a weight may have; all are cast up before they are used.
