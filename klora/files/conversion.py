@@ -16,12 +16,13 @@ from torch import Tensor
 
 from klora.errors import LoraFileError
 from klora.files import formulas
-from klora.files.canonical import GRAMMARS, part_names, parts_of, whole_rows
+from klora.files.canonical import GRAMMARS, part_names
 from klora.files.declared import is_declaration
 from klora.files.defects import defect_error
 from klora.files.dialects import DENOISER
 from klora.files.flat import flattened
-from klora.files.kinds import BESIDE, BIASES, dora_per_output
+from klora.files.fusing import bias_of, fused
+from klora.files.kinds import BIASES, dora_per_output
 from klora.files.layer import LoraLayer, take_rows
 from klora.files.lora_file import LoraFile, read_lora
 from klora.files.models import BY_NAME, MODELS, BaseModel
@@ -60,7 +61,7 @@ def _kohya(file: LoraFile) -> Tensors:
     for name, layers in _kohya_modules(file).items():
         whole = _whole_name(name, file)
         alone = len(layers) == 1 and layers[0].name == whole
-        made = _kohya_parameters(layers[0]) if alone else _fused(whole, layers)
+        made = _kohya_parameters(layers[0]) if alone else fused(whole, layers)
         tensors.update(
             {f"{_kohya_prefix(DENOISER, file)}{flattened(name)}.{key}": one for key, one in made.items()}
         )
@@ -123,7 +124,7 @@ def _kohya_prefix(component: str, file: LoraFile) -> str:
 
 def _kohya_parameters(layer: LoraLayer) -> Tensors:
     made = {parameter: layer.tensor(parameter) for parameter in layer.keys if parameter not in _REWRITTEN}
-    if (bias := _bias(layer)) is not None:
+    if (bias := bias_of(layer)) is not None:
         made["diff_b"] = bias
     if "magnitude" in made:
         ones = [1] * (len(layer.shape) - 1)
@@ -133,20 +134,6 @@ def _kohya_parameters(layer: LoraLayer) -> Tensors:
     elif layer.scale != 1 and "lokr_w1" in made:
         made["lokr_w1"] = _scaled(made["lokr_w1"], layer.scale)
     return made
-
-
-def _bias(layer: LoraLayer) -> Tensor | None:
-    """What the layer adds to the module's bias, all of it or the part's rows."""
-    if "diff_b" in layer.keys:
-        bias = layer.tensor("diff_b")
-    elif "lora_bias" in layer.keys:
-        bias = layer.tensor("lora_bias").float() * layer.scale
-    else:
-        return None
-    outputs = (layer.whole_shape or layer.shape)[0]
-    if bias.numel() != outputs:
-        raise layer.error(f"its bias has {bias.numel()} numbers for {outputs} outputs", "report this file")
-    return bias.flatten() if layer.rows is None else take_rows(bias.flatten(), layer.rows)
 
 
 def _is_foreign(target: Target) -> bool:
@@ -166,74 +153,6 @@ def _kohya_left(file: LoraFile) -> Tensors:
         stem = _kohya_prefix(target.component if target.component == DENOISER else component, file)
         tensors[f"{stem}{flattened(name)}.{target.parameter}"] = file.container.read(key)
     return tensors
-
-
-# --- Fusing split projections ---------------------------------------------------------------------
-
-
-def _fused(whole: str, layers: list[LoraLayer]) -> Tensors:
-    """One LoRA for a fused module out of LoRAs for some of its projections.
-
-    Low-rank ones stay so: the ups on a block diagonal, the downs stacked, the scale multiplied in. Others
-    become a full difference.
-    """
-    rows = whole_rows(whole, {part.name: part.shape[0] for layer in layers for part in layer.parts()})
-    if rows is None:
-        raise layers[0].error("it does not fit the fused projection that it is part of", "train it again")
-    for layer in layers:
-        if layer.needs_base:
-            raise layer.error(
-                f"a {layer.kind} layer for a part of a fused projection cannot be written as kohya",
-                "use a host that reads the file's own dialect",
-            )
-    biases = _fused_bias(whole, rows, layers)
-    if all(set(layer.keys) <= {"lora_up.weight", "lora_down.weight"} | BESIDE for layer in layers):
-        return {**_block_diagonal(whole, rows, layers), **biases}
-    dense = torch.zeros(rows, *layers[0].shape[1:])
-    for layer in layers:
-        for part in layer.parts():
-            _place(dense, whole, part.name, part.delta())
-    return {"diff": dense, **biases}
-
-
-def _fused_bias(whole: str, rows: int, layers: list[LoraLayer]) -> Tensors:
-    biases = [
-        (part.name, bias) for layer in layers for part in layer.parts() if (bias := _bias(part)) is not None
-    ]
-    if not biases:
-        return {}
-    fused = torch.zeros(rows)
-    for part, bias in biases:
-        _place(fused, whole, part, bias.float())
-    return {"diff_b": fused}
-
-
-def _block_diagonal(whole: str, rows: int, layers: list[LoraLayer]) -> Tensors:
-    rank = sum(layer.stored_rank or 0 for layer in layers)
-    up, column = torch.zeros(rows, rank), 0
-    downs = []
-    for layer in layers:
-        down = layer.tensor("lora_down.weight").float().flatten(1)
-        scaled = layer.tensor("lora_up.weight").float().flatten(1) * layer.scale
-        columns = slice(column, column + down.shape[0])
-        for part in layer.parts():
-            _place(up[:, columns], whole, part.name, take_rows(scaled, part.rows or ((0, rows),)))
-        downs.append(down)
-        column += down.shape[0]
-    return {
-        "lora_up.weight": up,
-        "lora_down.weight": torch.cat(downs),
-        "alpha": torch.tensor(float(rank)),
-    }
-
-
-def _place(target: Tensor, whole: str, part: str, values: Tensor) -> None:
-    """Write the rows of ``part`` where they belong in the fused matrix ``target``."""
-    ranges = next(one.rows for one in parts_of(whole, target.shape[0]) if one.name == part)
-    start = 0
-    for first, last in ranges:
-        target[first:last] = values[start : start + last - first]
-        start += last - first
 
 
 # --- diffusers and PEFT ---------------------------------------------------------------------------
@@ -281,7 +200,7 @@ def _plain_parameters(layer: LoraLayer, dialect: str) -> Tensors:
     """A layer's parameters as PEFT calls them, the scale multiplied in; raises `LoraFileError` if PEFT has
     none."""
     made = {key: layer.tensor(key) for key in layer.keys if key not in _REWRITTEN}
-    bias = _bias(layer)
+    bias = bias_of(layer)
     if "lora_up.weight" in made:
         plain = _low_rank(layer, made) if bias is None else {**_low_rank(layer, made), "lora_B.bias": bias}
         magnitude = _per_output_magnitude(layer, made)
@@ -373,7 +292,7 @@ def refuse_difference(before: LoraFile, after: LoraFile) -> None:
         else:
             # A fused module holds all its projections: those that were not trained are zero.
             alone = old.get(name) or new[name]
-            same = not alone.needs_base and not bool(alone.delta().any())
+            same = not alone.needs_base and not any(bool(block.any()) for block in alone.delta_blocks())
         if not same:
             raise _differs(old.get(name) or new[name])
 
@@ -386,11 +305,22 @@ def _difference(old: LoraLayer, new: LoraLayer) -> float:
     """Frobenius norm of the difference, relative to dW; a part that one file lacks is all zero in the
     other."""
     base = _stand_in_weight(old) if old.needs_base else None
-    first, second = old.delta(base), new.delta(base)
-    if first.shape != second.shape:
+    if old.shape != new.shape:
         return math.inf
-    norm = float(first.norm())
-    return float((first - second).norm()) / norm if norm else float(second.norm())
+    whole, apart, other = 0.0, 0.0, 0.0
+    for first, second in _side_by_side(old, new, base):
+        whole += float(first.double().square().sum())
+        apart += float((first - second).double().square().sum())
+        other += float(second.double().square().sum())
+    return math.sqrt(apart / whole) if whole else math.sqrt(other)
+
+
+def _side_by_side(old: LoraLayer, new: LoraLayer, base: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both dW in blocks of the same rows; whole where the rows of one are not one range."""
+    if any(layer.rows is not None and len(layer.rows) > 1 for layer in (old, new)):
+        yield old.delta(base), new.delta(base)
+    else:
+        yield from zip(old.delta_blocks(base), new.delta_blocks(base), strict=True)
 
 
 def _stand_in_weight(layer: LoraLayer) -> Tensor:
