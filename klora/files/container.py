@@ -13,43 +13,57 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-import torch
-from torch import Tensor
-
 from klora.files.defects import ReplacedFileError, defect_error, shown
+from klora.files.late_torch import Tensor, torch
 
 #: Header size above which a file is not a LoRA. The largest in the field, with tag lists, have a few MiB.
 HEADER_LIMIT = 32 * 2**20
 
-#: Tensors above which a file is not a LoRA. The largest in the field, for mixtures of experts, have 5,000.
+#: Tensors above which a file is not a LoRA. The largest in the field, of mixtures of experts, have some
+#: 5,000.
 MOST_TENSORS = 30_000
 
-#: Floating-point formats that a weight may have; all are cast up before they are used.
-FLOATS: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+#: Floating-point formats that a weight may have, and their names in torch; all are cast up before they are
+#: used.
+FLOATS: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 
 #: Integer formats: only an alpha or a flag may have one.
-INTEGERS: Mapping[str, torch.dtype] = {
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+INTEGERS: Mapping[str, str] = {
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 
-_DTYPES = {**FLOATS, **INTEGERS}
+_NAMES = {**FLOATS, **INTEGERS}
+
+#: Bytes of an element.
+_SIZES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+}
+
+#: How `struct` calls a format that it knows.
+_WRITTEN = {
+    **{"F64": "d", "F32": "f", "F16": "e"},
+    **{"I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B", "BOOL": "?"},
+}
 
 _NEW_COPY = "download or save the file again"
 
@@ -74,17 +88,29 @@ _MISTAKEN = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one version of a file on disk from the next: a replaced file has another identity."""
+    """What tells one version of a file on disk from the next: a replaced file has another identity.
+
+    A copy may carry size and time of the file that it replaces; ``changed_ns``, the time of the last change
+    of the file's entry on disk, is the system's own and cannot be carried along.
+    ``rewritten`` tells what a transform has made of it in memory.
+    """
 
     size: int
     modified_ns: int
+    changed_ns: int
     inode: int
     device: int
+    rewritten: str = ""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
         """The identity from ``os.stat`` or ``os.fstat``."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+
+    @classmethod
+    def at(cls, path: str | Path) -> Identity:
+        """The identity of the file at ``path``; raises ``OSError``."""
+        return cls.of(os.stat(path))
 
 
 @dataclass(frozen=True)
@@ -117,21 +143,35 @@ class Container:
 
         Raises `ReplacedFileError` if the file is gone or no longer the one whose header was read.
         """
-        entry = self.entries[key]
-        raw = bytearray(entry.stop - entry.start)
+        return self.read_all((key,))[0]
+
+    def read_all(self, keys: Sequence[str]) -> list[Tensor]:
+        """The tensors ``keys``, as `read` gives them, while the file is open once."""
+        raws = self._bytes_of(keys)
+        return [_tensor(raw, self.entries[key]) for raw, key in zip(raws, keys, strict=True)]
+
+    def read_number(self, key: str) -> float:
+        """The only element of the tensor ``key``, such as an alpha. Raises as `read` does."""
+        written = _WRITTEN.get(self.entries[key].dtype)
+        if written is None:  # bf16 and fp8
+            return float(self.read(key).float())
+        return float(struct.unpack("<" + written, self._bytes_of((key,))[0])[0])
+
+    def _bytes_of(self, keys: Sequence[str]) -> list[bytearray]:
+        entries = [self.entries[key] for key in keys]
+        raws = [bytearray(entry.stop - entry.start) for entry in entries]
         try:
-            with self.path.open("rb") as stream:
-                stream.seek(entry.start)
-                count = stream.readinto(raw)
+            with self.path.open("rb", buffering=0) as stream:
+                counts = [
+                    _read_at(stream, entry.start, raw) for entry, raw in zip(entries, raws, strict=True)
+                ]
                 # Asked after the reading, so that a change before it and one during it are both seen.
                 identity = Identity.of(os.fstat(stream.fileno()))
         except OSError as error:
             raise self._changed(f"it can no longer be read ({_reason(error)})") from error
-        if identity != self.identity or count != len(raw):
+        if identity != self.identity or counts != [len(raw) for raw in raws]:
             raise self._changed("it was replaced on disk after it had been read")
-        if not raw:
-            return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
-        return torch.frombuffer(raw, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
+        return raws
 
     def hashes(self) -> tuple[str, str]:
         """sha256 of the whole file, and of the tensors' bytes alone, as hexadecimal digits.
@@ -155,6 +195,23 @@ class Container:
     def _changed(self, defect: str) -> Exception:
         remedy = "put it back or generate again with the new one"
         return defect_error(self.path.name, defect, remedy, kind=ReplacedFileError)
+
+
+def _read_at(stream: RawIOBase, start: int, raw: bytearray) -> int:
+    """Fill ``raw`` from ``start`` on, and say how far that went: one call may read less than is asked for."""
+    stream.seek(start)
+    done = 0
+    with memoryview(raw) as view:
+        while done < len(raw) and (count := stream.readinto(view[done:])):
+            done += count
+    return done
+
+
+def _tensor(raw: bytearray, entry: Entry) -> Tensor:
+    dtype: torch.dtype = getattr(torch, _NAMES[entry.dtype])
+    if not raw:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(raw, dtype=dtype).reshape(entry.shape)
 
 
 def open_container(path: str | Path) -> Container:
@@ -262,12 +319,12 @@ def _entry(key: str, found: object, start: int, file: str) -> Entry:
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise defect_error(file, f"its header describes {shown(key)} wrongly", _NEW_COPY)
-    if dtype not in _DTYPES:
+    if dtype not in _NAMES:
         raise defect_error(
             file, f"{shown(key)} has the number format {shown(dtype, 20)}", "save it as fp16 or fp32"
         )
     first, last = offsets
-    if len(shape) > 8 or last - first != math.prod(shape) * _DTYPES[dtype].itemsize:
+    if len(shape) > 8 or last - first != math.prod(shape) * _SIZES[dtype]:
         raise defect_error(file, f"{shown(key)} has a size that does not fit its shape", _NEW_COPY)
     return Entry(dtype, tuple(shape), start + first, start + last)
 
