@@ -30,6 +30,7 @@ FLAGS = [
     *("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
     *("--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full", "--disable-safe-unpickle"),
     *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing"),
+    *("--server-name", "127.0.0.1"),  # without it A1111 listens on every address under --nowebui
 ]
 
 
