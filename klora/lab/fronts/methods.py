@@ -35,6 +35,9 @@ FIXED: Mapping[str, object] = {
     "content_to": 1.0,
     "style_from": 1.0,
     "style_to": 1.0,
+    "similarity": 0.5,
+    "turn": 5.0,
+    "transform": "none",
 }
 """What a setting is where a name does not say it."""
 
