@@ -30,7 +30,8 @@ from klora.files.conversion import DIALECTS, convert
 from klora.files.models import MODELS, BaseModel, Layer
 from klora.files.summary import summarise
 
-SECONDS_A_CASE = 20
+#: Of the processor, and of the clock, which a busy machine stretches and a pipe without a writer stops.
+SECONDS_A_CASE, WALL_SECONDS_A_CASE = 20, 600
 MEGABYTES = 1500
 RANK = 2
 HIDDEN = (6, 24, 64)
@@ -232,13 +233,21 @@ def one_case(folder: Path, seed: int) -> None:
     path = folder / "case.safetensors"
     write(path, header, metadata, rng)
     put_sidecar(path, rng)
-    signal.alarm(SECONDS_A_CASE)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.alarm(WALL_SECONDS_A_CASE)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_A_CASE)
     try:
         use(path, rng)
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     assert megabytes < MEGABYTES, f"{megabytes:.0f} MB"
+
+
+def _too_long(number: int, _frame: object) -> None:
+    raise TimeoutError(f"a case took too long ({signal.Signals(number).name})")
 
 
 def main() -> None:
