@@ -8,7 +8,6 @@
     const TABS = ["txt2img", "img2img"];
     const LOOK_EVERY = 600; // ms; pasting an infotext changes a prompt without any event
     const ASK_AFTER = 400; // ms without a change before the notes on the files are asked for
-    const PLAN_AFTER = 40; // ms without a change before the plan is asked for
     const GIVE_UP_AFTER = 120000; // ms without an answer before a plan is asked for again
     const LOADING = [2000, 6000, 15000]; // ms after a change of checkpoint, which takes its time to load
 
@@ -176,8 +175,7 @@
         if (key === state.key) return;
         state.key = key;
         view.waiting(true);
-        clearTimeout(state.planTimer);
-        state.planTimer = setTimeout(() => askForPlan(tab), PLAN_AFTER);
+        setTimeout(() => askForPlan(tab)); // after the event of gradio in which we may be
     }
 
     /** One question at a time; what changes meanwhile is asked for when the answer is there. */

@@ -67,10 +67,13 @@
         small.height = Math.max(1, plan.layers.length);
         const context = small.getContext("2d");
         const image = context.createImageData(small.width, small.height);
+        const known = new Map(); // most plans have few different shares
         for (let step = 0; step < plan.steps; step++) {
             for (let layer = 0; layer < plan.layers.length; layer++) {
                 const at = 2 * (step * plan.layers.length + layer);
-                image.data.set([...colourOf(shares[at], shares[at + 1]), 255], 4 * (layer * plan.steps + step));
+                const key = `${shares[at]} ${shares[at + 1]}`;
+                if (!known.has(key)) known.set(key, [...colourOf(shares[at], shares[at + 1]), 255]);
+                image.data.set(known.get(key), 4 * (layer * plan.steps + step));
             }
         }
         context.putImageData(image, 0, 0);
@@ -141,7 +144,7 @@
             this.caption.replaceChildren(
                 part("klora-name", plan.loras.join(" + ")), part("klora-aside", told.join(" · ")));
             this.canvas.setAttribute("aria-label",
-                `${say(this.title)}: ${plan.loras.join(" + ")}; ${this.head.innerText}`);
+                `${say(this.title)}: ${plan.loras.join(" + ")}; ${this.head.textContent}`);
         }
 
         paint() {
