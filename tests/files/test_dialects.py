@@ -192,7 +192,7 @@ def test_a_file_is_refused_whole_with_counts(tmp_path: Path) -> None:
         "15 of 16 keys understood as kohya; first unknown: lora_unet_new_block_0_to_z.lora_up.weight"
         in message
     )
-    assert message.startswith("odd.safetensors: ")
+    assert message.startswith("K-LoRA: odd.safetensors: ")
     assert caught.value.file == "odd.safetensors"
 
 

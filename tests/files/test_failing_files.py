@@ -102,7 +102,7 @@ def test_the_same_weights_make_the_same_plan_in_every_dialect(tmp_path: Path) ->
     before = plan_files(source, other, Settings(), 6)
     for plan in plans:
         assert plan.layers == before.layers
-        assert np.array_equal(plan.content_wins, before.content_wins)
+        assert np.array_equal(plan.content_leads, before.content_leads)
         assert plan.gamma == pytest.approx(before.gamma, rel=1e-6)
     first = pair_layers(read_lora(source), read_lora(other))
     fused = pair_layers(read_lora(tmp_path / "kohya.safetensors"), read_lora(other))
