@@ -210,7 +210,7 @@ HEADERS = {
     "shape of truths": ({"x": {**ENTRY, "shape": [True]}}, "describes x wrongly"),
     "endless number": (b'{"x": ' + b"9" * 9999 + b"}", "not sound JSON"),
     "unknown dtype": ({"x": {**ENTRY, "dtype": "F4"}}, "number format F4"),
-    "beyond the end": ({"x": {**ENTRY, "data_offsets": [0, 400]}}, "truncated: x is not whole"),
+    "beyond the end": ({"x": {**ENTRY, "shape": [100], "data_offsets": [0, 400]}}, "damaged: it ends after"),
     "wrong size": ({"x": {**ENTRY, "shape": [2]}}, "size that does not fit its shape"),
     "backwards": ({"x": {**ENTRY, "data_offsets": [4, 0]}}, "size that does not fit its shape"),
     "overlap": ({"x": ENTRY, "y": ENTRY}, "y overlaps another tensor"),
@@ -227,7 +227,7 @@ def test_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     save_file(sound(), path)
     path.write_bytes(path.read_bytes()[:-1])
-    assert "truncated" in str(refusal(path))
+    assert "damaged: it ends after" in str(refusal(path))
 
 
 def test_names_of_files(tmp_path: Path) -> None:
