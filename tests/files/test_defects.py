@@ -69,7 +69,7 @@ def test_shapes(case: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "bad.safetensors")
     error = refusal(tmp_path / "bad.safetensors")
     assert defect in str(error)
-    assert str(error).startswith(f"bad.safetensors: layer {BLOCK}.attn1.to_q: ")
+    assert error.reason.startswith(f"bad.safetensors: layer {BLOCK}.attn1.to_q: ")
     assert (error.file, error.layer) == ("bad.safetensors", f"{BLOCK}.attn1.to_q")
     assert error.defect is not None and defect in error.defect  # noqa: PT018
     assert "; " in str(error) and "\n" not in str(error)  # noqa: PT018
@@ -227,7 +227,8 @@ def test_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     save_file(sound(), path)
     path.write_bytes(path.read_bytes()[:-1])
-    assert "damaged: it ends after" in str(refusal(path))
+    size = path.stat().st_size
+    assert f"it is damaged: it ends after {size} of {size + 1} bytes" in str(refusal(path))
 
 
 def test_names_of_files(tmp_path: Path) -> None:
