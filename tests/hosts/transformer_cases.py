@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from klora.files import host_layer_to_canonical, read_lora
-from klora.planning import score_files
-from klora.schedule import Rule, step_progress
+from klora.planning import planner_of_files
+from klora.schedule import Moment, step_progress
 from klora.settings import Settings
 from tests.hosts.family import FamilyWebUI
 from tests.hosts.make_transformer_loras import make_transformer_loras
@@ -81,18 +81,18 @@ def flips_follow_sigma(webui: FamilyWebUI, content: str, style: str, weights: Se
     folder = webui.models / "loras"
     files = [read_lora(folder / f"{name}.safetensors") for name in (content, style)]
     settings = Settings.from_mapping(rule)
-    scores = score_files(files[0], files[1], settings)
-    places = {contest.layer: place for place, contest in enumerate(scores.contests)}
+    planner = planner_of_files(files[0], files[1], settings)
     layers = [host_layer_to_canonical(f"diffusion_model.{name}", "unknown") or name for name in weights]
 
     def expected(progress: Sequence[float]) -> list[list[float]]:
-        choices = [Rule.of(scores, settings).content_wins(one) for one in progress]
+        plan = planner.plan([Moment(step, 6, noise) for step, noise in enumerate(progress)])
+        places = {layer: place for place, layer in enumerate(plan.layers)}
         return [
             [
                 contents[name] if choice[places[layer]] else styles[name]
                 for name, layer in zip(weights, layers, strict=True)
             ]
-            for choice in choices
+            for choice in plan.content_leads
         ]
 
     found = [[look[name] for name in weights] for look in seen[2]["weights"]]
