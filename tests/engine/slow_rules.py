@@ -113,8 +113,8 @@ def turns(turn: int, step: int) -> Pair:
     return order[step]
 
 
-def time_only(until: float, step: int, steps: int) -> Pair:
-    return (1.0, 0.0) if Fraction(step, steps) < Fraction(until) else (0.0, 1.0)
+def time_only(until: Fraction, step: int, steps: int) -> Pair:
+    return (1.0, 0.0) if Fraction(step, steps) < until else (0.0, 1.0)
 
 
 def guided(unconditional: Pair, conditional: Pair, g: float) -> Pair:

@@ -147,7 +147,7 @@ def test_balance_gives_steps_of_a_round_to_the_other_lora() -> None:
 @given(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 1.0]), moments)
 def test_time_only(until: float, at: tuple[int, int]) -> None:
     wanted = Settings(rule="time only", until=until)
-    exact = float(slow.Fraction(str(until)).limit_denominator(1000))
+    exact = slow.Fraction(str(until))  # the decimal that the user wrote, not the nearest binary number
     assert engine_shares(scores_of([(1, 1, 1, 1)]), wanted, *at) == [slow.time_only(exact, *at)]
 
 
