@@ -82,12 +82,13 @@ def train(
     minutes: float,
     start: nn.Module | None = None,
     often: Tensor | None = None,
+    batch: int = BATCH,
 ) -> Loop:
     """Train or go on training the denoiser.
 
     `latents` [subjects, styles, 4, h, w] are the pictures, `contexts` [n, 77, width] the encoded
     `base_prompts`; `start` is a denoiser to begin with, where no checkpoint is kept; `often` [styles] says
-    how often each style is shown, all alike where it is not given.
+    how often each style is shown, all alike where it is not given; a step learns from `batch` pictures.
     """
     torch.manual_seed(plan.seed)
     loop = Loop("base", cache / "checkpoints", start or build_denoiser(), plan)
@@ -97,9 +98,9 @@ def train(
     latents, contexts = latents.to(device()), contexts.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        subject = torch.randint(subjects, (BATCH,), generator=generator)
-        style = torch.multinomial(shares, BATCH, replacement=True, generator=generator)
-        chance = torch.rand(BATCH, generator=generator)
+        subject = torch.randint(subjects, (batch,), generator=generator)
+        style = torch.multinomial(shares, batch, replacement=True, generator=generator)
+        chance = torch.rand(batch, generator=generator)
         prompt = 1 + subjects + subject * styles + style
         prompt = torch.where(chance < DROP_PROMPT + DROP_STYLE, 1 + subject, prompt)
         prompt = torch.where(chance < DROP_PROMPT, 0, prompt)
