@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from klora.errors import KloraError, LoraFileError, PairError, SettingsError
+from klora.errors import HostError, KloraError, LoraFileError, PairError, SettingsError
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.webui import won
 from klora.hosts.webui.job import wanted_settings
 from klora.settings import Settings
@@ -141,6 +142,40 @@ def test_a_pair_without_shared_attention_can_be_added(webui: Webui) -> None:
     p = webui.generate(BOTH, {"incomplete": "add normally"})
     assert webui.is_applied(p.seen[0], ATTENTION[2], "fox")
     assert "share no attention layer" in p.extra_generation_params["K-LoRA fallback"]
+
+
+def test_a_pair_that_the_host_holds_rewritten_is_not_added(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchanged: list[str] = []
+    monkeypatch.setattr(
+        "klora.hosts.webui.job.rewritten_loras", lambda *_: {"fox": RewrittenLora({}, "NP-LoRA 01")}
+    )
+    monkeypatch.setattr(
+        "klora.hosts.a1111.host.exchange", lambda _, network, __: exchanged.append(network.name)
+    )
+    settings = {"incomplete": "add normally", "transform": "NP-LoRA"}
+    webui.generate(BOTH, settings)
+    assert exchanged == ["fox"]
+    for layer in ATTENTION[:2]:
+        del webui.known["fox"].modules[layer]
+    for layer in ATTENTION[2:]:
+        del webui.known["ink"].modules[layer]
+    with pytest.raises(HostError, match=r"share no attention layer.*rewritten: set Rewrite the pair to none"):
+        webui.generate(BOTH, settings)
+
+
+def test_a_pair_for_another_checkpoint_is_added_as_it_is(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def for_another(_model: object, _path: str, name: str) -> None:
+        raise PairError(f"LoRA {name} is made for SDXL, but the loaded checkpoint is SD1.")
+
+    monkeypatch.setattr("klora.hosts.webui.job.check_base_model", for_another)
+    monkeypatch.setattr("klora.hosts.webui.job.rewritten_loras", lambda *_: pytest.fail("rewritten"))
+    p = webui.generate(BOTH, {"incomplete": "add normally", "transform": "NP-LoRA"})
+    assert "LoRA fox is made for SDXL" in p.extra_generation_params["K-LoRA fallback"]
+    assert all(webui.is_applied(p.seen[0], layer, "fox", "ink") for layer in CANONICAL)
 
 
 def test_loras_picked_in_the_accordion_are_loaded(webui: Webui) -> None:

@@ -11,19 +11,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from klora.errors import HostError, KloraError, LoraFileError, PairError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
+from klora.hosts.common.checks import check_base_model
 from klora.hosts.common.presence import unusable
 from klora.hosts.common.protocol import WebUIHost
 from klora.hosts.common.rewriting import RewrittenLora, rewritten_loras
 from klora.hosts.webui import axes, infotext, pair_tags, preset_shelf, prompts, windows
 from klora.hosts.webui.bracket import Pass, bracket, refuse
+from klora.hosts.webui.progress import with_progress
 from klora.hosts.webui.roles import Roles, assign, tags_in
 from klora.hosts.which import this_host
-from klora.planning import Cast, LayerView, Member, Planner
+from klora.planning import Cast, Member, Planner
 from klora.rules import BOTH
 from klora.schedule import ALWAYS, Plan
 from klora.settings import Settings
@@ -113,6 +113,7 @@ class Job:
         self._error = error
         self._fallback: str | None = None
         self._rewritten: tuple[Hashable, Mapping[str, RewrittenLora]] = (None, {})
+        self._holds_rewritten = False
         self._first = _PassCast(settings)
         self._hires = _PassCast(settings)
 
@@ -126,12 +127,12 @@ class Job:
         settings, is_reading = found
         if settings is not None:
             return Job(settings, reads_windows=bool(settings.windows))
-        return Job(None, reads_windows=is_reading) if _has_tags(_all_prompts(p), is_reading) else None
+        return Job(None, reads_windows=is_reading) if _has_tags(prompts.all_of(p), is_reading) else None
 
     @staticmethod
     def begin_batch(arguments: Sequence[object], p: Any) -> Job | None:
         """The same for a batch whose tags another script has put in since, as wildcards do."""
-        return Job.begin(arguments, p) if _has_tags([*p.prompts, *_hires_prompts(p)], True) else None
+        return Job.begin(arguments, p) if _has_tags([*p.prompts, *prompts.hires_of(p)], True) else None
 
     def arrange_prompts(self, p: Any) -> None:
         """Before the host reads the LoRA tags of a batch: cast the roles, add and remove tags."""
@@ -181,8 +182,14 @@ class Job:
         """The host has loaded the LoRAs of a pass."""
         told = self._cast_of(p)
         is_off = told.settings is not None and told.settings.mode == "off"
+        self._holds_rewritten = False
         if told.names and not is_off:
-            self._try(p, lambda: this_host().after_activation(p, told.names, self._rewritten_for(p)))
+            self._try(p, lambda: self._exchange_loras(p, told.names))
+
+    def _exchange_loras(self, p: Any, names: Collection[str]) -> None:
+        found = self._rewritten_for(p)
+        this_host().after_activation(p, names, found)
+        self._holds_rewritten = bool(found)
 
     def _rewritten_for(self, p: Any) -> Mapping[str, RewrittenLora]:
         """What the transform makes of the pair of this pass; the same for all batches with the same pair."""
@@ -193,6 +200,8 @@ class Job:
         content, style = (library.find(name) if name else None for name in (roles.content, roles.style))
         if content is None or style is None:
             return {}
+        for lora in (content, style):  # what cannot be fused here is not rewritten either
+            check_base_model(p.sd_model, lora.path, lora.name)
         key = (content.path, style.path, settings)
         if key != self._rewritten[0]:
             self._rewritten = (key, rewritten_loras(content, style, settings))
@@ -244,7 +253,7 @@ class Job:
     def _hires_settings(self, p: Any, tags: dict[str, list[Any]]) -> Settings | None:
         """Each pass goes by its own prompt; the host knows no tag of this kind, so it is taken out."""
         found = tags.pop(pair_tags.KIND, ())
-        pair_tags.all_taken_out(_hires_prompts(p))  # raises where they differ or one has two
+        pair_tags.all_taken_out(prompts.hires_of(p))  # raises where they differ or one has two
         return self._with_tag(pair_tags.of_items(found[0].items), p) if found else self._base
 
     def begin_pass(self, p: Any) -> None:
@@ -279,7 +288,7 @@ class Job:
     def _plan_pass(self, p: Any, cast: Cast) -> None:
         host, is_hires = this_host(), bool(getattr(p, "is_hr_pass", False))
         seam = host.seam(p, cast.names)
-        fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), _with_progress)
+        fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), with_progress)
         host.before_loading(p, seam, fusion.layers)
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),
@@ -311,7 +320,9 @@ class Job:
         error = attempted(action)
         settings = self._cast_of(p).settings
         adds = settings is not None and settings.incomplete == "add normally"
-        if adds and isinstance(error, _ADDABLE):
+        if adds and isinstance(error, _ADDABLE) and self._holds_rewritten:
+            self._error = _cannot_be_added(error)
+        elif adds and isinstance(error, _ADDABLE):
             self._fall_back(p, error)
         else:
             self._error = error
@@ -323,21 +334,16 @@ class Job:
             p.comment(f"K-LoRA: {self._fallback}")
 
 
-def _all_prompts(p: Any) -> list[object]:
-    named = ("all_prompts", "all_hr_prompts", "prompts")
-    return [prompt for name in named for prompt in getattr(p, name, None) or ()]
-
-
-def _hires_prompts(p: Any) -> list[str]:
-    """The hires prompts of the batch that ``p`` is at, as they were written."""
-    if not getattr(p, "enable_hr", False):
-        return []
-    start = getattr(p, "iteration", 0) * len(p.prompts)
-    return list((getattr(p, "all_hr_prompts", None) or [])[start : start + len(p.prompts)])
-
-
 def _has_tags(written: Collection[object], is_reading_windows: bool) -> bool:
     return pair_tags.mentions_pair(written) or (is_reading_windows and windows.mentions_window(written))
+
+
+def _cannot_be_added(error: KloraError) -> KloraError:
+    """The host holds a LoRA that a transform rewrote: to add it would not be what "add normally" says."""
+    reason, label = error.reason.rstrip("."), Settings.declaration("transform").label
+    return HostError(
+        f"{reason}; the LoRAs cannot be added normally, because the pair is rewritten: set {label} to none."
+    )
 
 
 def _clear_infotext(p: Any) -> None:
@@ -383,17 +389,3 @@ def _rows(
 
 def _noise_progress(host: WebUIHost, sampler: Any) -> Callable[[float], float]:
     return lambda level: host.noise_progress(sampler, level)
-
-
-def _with_progress(layers: Iterable[LayerView]) -> Iterable[LayerView]:
-    """Say in the UI and on the console how far the scoring is."""
-    from modules import shared
-
-    listed = list(layers)
-    before = shared.state.textinfo
-    try:
-        for done, layer in enumerate(tqdm(listed, desc="K-LoRA: scoring", unit="layer", leave=False)):
-            shared.state.textinfo = f"K-LoRA: scoring layer {done + 1} of {len(listed)}"
-            yield layer
-    finally:
-        shared.state.textinfo = before

@@ -75,3 +75,17 @@ def parsed_names(tags: Mapping[str, Sequence[Any]], kinds: Collection[str] = TAG
 
 def _name(parsed: Any) -> str:
     return str(parsed.positional[0]) if parsed.positional else ""
+
+
+def all_of(p: Any) -> list[object]:
+    """Every prompt that a job has, as far as the host has written them down."""
+    named = ("all_prompts", "all_hr_prompts", "prompts")
+    return [prompt for name in named for prompt in getattr(p, name, None) or ()]
+
+
+def hires_of(p: Any) -> list[str]:
+    """The hires prompts of the batch that ``p`` is at, as they were written."""
+    if not getattr(p, "enable_hr", False):
+        return []
+    start = getattr(p, "iteration", 0) * len(p.prompts)
+    return list((getattr(p, "all_hr_prompts", None) or [])[start : start + len(p.prompts)])
