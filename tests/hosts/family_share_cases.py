@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ REFINED: dict[str, Any] = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_s
 
 #: What a branch's factors and a merged weight may differ by in a storage of 8 bits: one is rounded, one not.
 ROUNDING = 0.1
+
+
+@pytest.fixture
+def lora_folder(webui: FamilyWebUI) -> Path:
+    """Where the WebUI's LoRAs lie."""
+    return webui.models / "loras"
 
 
 def both_come_back(webui: FamilyWebUI, before: tuple[Answer, Answer], pair: str, **request: Any) -> None:

@@ -7,11 +7,18 @@ step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from klora.files import read_lora
+from klora.files.conversion import state_dict_in
+from klora.planning import rewritten
+from klora.settings import Settings
 from tests.hosts.server import RefusedError, WebUI
 
 NAMES = ("content-sd1-a", "style-sd1-a")
@@ -65,6 +72,36 @@ def test_balance_ends_at_either_lora_alone(webui: WebUI) -> None:
     for balance, alone in ((-1, CONTENT), (1, STYLE)):
         settings = {"balance": balance, "other_layers": "fuse", "keep": 0.5}
         assert webui.txt2img(PAIR, settings).pixels == webui.txt2img(f"a cat {alone}").pixels
+
+
+@pytest.fixture
+def rewritten_content(webui: WebUI, lora_folder: Path) -> Iterator[str]:
+    """The tag of what NP-LoRA makes of the content, in a file of its own."""
+    files = [read_lora(lora_folder / f"{name}.safetensors") for name in NAMES]
+    content, _ = rewritten(files[0], files[1], Settings(**REWRITING))
+    path = lora_folder / "content-rewritten.safetensors"
+    save_file({name: one.contiguous() for name, one in state_dict_in(content, "kohya").items()}, path)
+    webui.call("/sdapi/v1/refresh-loras", {})
+    yield "<lora:content-rewritten:1>"
+    path.unlink()
+    webui.call("/sdapi/v1/refresh-loras", {})
+
+
+REWRITING: dict[str, Any] = {"transform": "NP-LoRA", "mu": 5.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rewritten_pair_is_that_of_the_rewritten_files(
+    webui: WebUI, rewritten_content: str, kind: str
+) -> None:
+    before = webui.txt2img(PAIR, **KINDS[kind])
+    for settings in (constant(1, 1), {"keep": 0.5}):
+        made = webui.txt2img(PAIR, {**settings, **REWRITING}, **KINDS[kind])
+        expected = webui.txt2img(f"a cat {rewritten_content}{STYLE}", settings, **KINDS[kind])
+        assert made.pixels == expected.pixels
+        assert "K-LoRA transform: NP-LoRA" in made.infotexts[0]
+    assert made.pixels != webui.txt2img(PAIR, {"keep": 0.5}, **KINDS[kind]).pixels
+    assert webui.txt2img(PAIR, **KINDS[kind]).pixels == before.pixels
 
 
 # --- The guidance ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ from tests.hosts.server import WebUI
 from tests.hosts.share_cases import *  # noqa: F403 - collected here, with this module's fixtures
 from tests.hosts.share_cases import PAIR, check_guidance, constant, denoised
 from tests.hosts.test_a1111 import _plain_options  # noqa: F401 - an automatic fixture
+
+
+@pytest.fixture
+def lora_folder(models: Path) -> Path:
+    return models / "loras"
 
 
 @pytest.mark.parametrize("option", ["lora_functional", "fp8_storage"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.hosts.family_share_cases import (  # noqa: F401 - collected here, with this module's fixtures
+    lora_folder,
     test_a_refiner_gets_shares_guidance_and_windows,
     test_sdxl_by_shares,
 )
