@@ -175,7 +175,7 @@
         if (key === state.key) return;
         state.key = key;
         view.waiting(true);
-        setTimeout(() => askForPlan(tab)); // after the event of gradio in which we may be
+        askForPlan(tab);
     }
 
     /** One question at a time; what changes meanwhile is asked for when the answer is there. */
@@ -295,18 +295,17 @@
     const named = (text, before) => (window.prompt(say(text), before) ?? "").trim();
 
     Object.assign(window.klora, {
-        changed: (tab) => {
-            const state = memory(tab);
-            clearTimeout(state.changeTimer);
-            state.changeTimer = setTimeout(() => press(tab, "state_button"), 20);
-            return [];
-        },
+        /** The values of all controls; a preset changes many of them, and each change tells them all. */
         state: (tab, values) => {
             const state = memory(tab), wasOn = Boolean(state.values?.[0]);
             state.values = values;
             if (!wasOn && values[0]) openAccordion(tab);
-            showRule(tab);
-            look(tab);
+            if (!state.settling) queueMicrotask(() => {
+                state.settling = false;
+                showRule(tab);
+                look(tab);
+            });
+            state.settling = true;
             return [];
         },
         pair: (tab) => memory(tab).pair,

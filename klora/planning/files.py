@@ -28,10 +28,11 @@ class FilePair:
         self.names: tuple[str, ...] = (content.name, style.name)
         self._files = (content, style)
         self._pairs = {layer.name: layer for layer in pair_layers(content, style)}
+        self._layers = [LayerView(name, one.attention, _ranks(one)) for name, one in self._pairs.items()]
 
     def layers(self) -> Sequence[LayerView]:
         """All layers of both files, in forward order."""
-        return [LayerView(name, one.attention, _ranks(one)) for name, one in self._pairs.items()]
+        return self._layers
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32."""

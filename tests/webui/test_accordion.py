@@ -205,9 +205,11 @@ def test_the_page_fills_in_prompt_and_steps_before_the_settings(host: FakeHost) 
 
 
 def test_every_change_of_a_control_is_told_to_the_page(host: FakeHost) -> None:
-    for control in build().components:
-        assert "() => klora.changed('txt2img')" in [
-            one["js"] for one in control.events if one["on"] == "change"
+    components = build().components
+    for control in components:
+        told = [one for one in control.events if one["on"] == "change"]
+        assert ("(...values) => klora.state('txt2img', values)", components, None) in [
+            (one["js"], one["inputs"], one["fn"]) for one in told
         ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -70,10 +71,16 @@ def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, An
     members = Cast(tuple(Member(name, found.get(name, ALWAYS)) for name in pair))
     with _one_at_a_time:
         content, style = (read_kept(known(name).path) for name in pair)
-        files = FilePair(*rewritten(content, style, settings))
+        files = _paired(*rewritten(content, style, settings))
         planner = make_planner(files, members, settings, _counted)
     plan = plan_data(planner.plan(_moments(asked)), settings)
     return {**plan, "preset": preset_shelf.truly_named(settings).preset}
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def _paired(content: LoraFile, style: LoraFile) -> FilePair:
+    """The pair of two files, which are the same objects as long as nothing has changed on disk."""
+    return FilePair(content, style)
 
 
 def _moments(asked: Mapping[str, Any]) -> Sequence[Moment]:

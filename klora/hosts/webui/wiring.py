@@ -57,14 +57,9 @@ def wire(page: Page) -> None:
 
 
 def _wire_state(page: Page) -> None:
-    """Tell the page when a control changes, and all values when it asks."""
-    for control in page.components:
-        _on(control.change, f"() => klora.changed('{page.tab}')")
-    _on(
-        page.places["state_button"].click,
-        f"(...values) => klora.state('{page.tab}', values)",
-        inputs=page.components,
-    )
+    """Tell the page all values when a control changes, and when it asks."""
+    for event in (page.places["state_button"].click, *(control.change for control in page.components)):
+        _on(event, f"(...values) => klora.state('{page.tab}', values)", inputs=page.components)
 
 
 def _wire_roles(page: Page) -> None:
