@@ -196,6 +196,8 @@
         const isLate = answer.key !== state.key;
         if (state.key !== null && answer.plan && (!isLate || isOfThisPair(state, answer.plan))) {
             view.show(answer.plan);
+            state.blocks = answer.plan.locks;
+            showLocks(tab);
         } else if (state.key !== null && answer.problem && !isLate) {
             view.note(answer.problem, true);
         }
@@ -260,6 +262,11 @@
         for (const name of owned) control(tab, name)?.classList.toggle("klora-unused", !needed.has(name));
     }
 
+    function showLocks(tab) {
+        const place = page().querySelector(`.klora-locks[data-tab="${tab}"]`);
+        window.klora.showLocks(place, control(tab, "locks")?.querySelector("input, textarea"), memory(tab).blocks ?? []);
+    }
+
     function openAccordion(tab) {
         const accordion = liveLine(tab)?.closest(".input-accordion");
         const label = accordion?.querySelector(".label-wrap");
@@ -303,6 +310,7 @@
             if (!state.settling) queueMicrotask(() => {
                 state.settling = false;
                 showRule(tab);
+                showLocks(tab);
                 look(tab);
             });
             state.settling = true;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klora.hosts.webui.plan_data import plan_data
+from klora.options.locks import CHOICES, NO_LOCKS, normal_locks, parse_locks
 from klora.pictures.heat_map import colours
 from klora.schedule import Plan
 from klora.settings import Settings
@@ -94,3 +96,45 @@ def test_shares_are_read_with_their_sign() -> None:
 def test_sentences_with_names_in_them_are_translated(text: str, expected: str) -> None:
     words = {"Plan": "P", "LoRA {name} was lost": "{name} ist weg", "{a} and {b} (x)": "{b}, {a}"}
     assert in_node("klora_words.js", "k.translated(given[0], given[1])", [text, words]) == expected
+
+
+BLOCKS = ["in1", "in2", "in4", "in5", "mid", "out3", "out4", "double0", "double1", "single10"]
+LOCKS = st.lists(
+    st.builds(
+        "{}={}".format,
+        st.sampled_from([*BLOCKS, "IN1-5", "out0-11", "double0-19", "block3"]),
+        st.sampled_from([*CHOICES, "c", "BOTH"]),
+    ),
+    max_size=5,
+).map(" ".join)
+
+
+def said_of(text: str, block: str) -> str:
+    """What a text of locks says of a block: the last that holds it."""
+    found = re.fullmatch(r"([a-z]+)(\d*)", block)
+    assert found is not None
+    number = int(found[2] or 0)
+    locks = [one for one in parse_locks(text) if one.kind == found[1] and one.first <= number <= one.last]
+    return locks[-1].choice if locks else NO_LOCKS
+
+
+@settings(max_examples=25, deadline=None)
+@given(LOCKS, st.sampled_from(BLOCKS))
+def test_a_press_on_a_block_changes_its_lock_and_no_other(text: str, block: str) -> None:
+    told = in_node(
+        "klora_locks.js",
+        "[k.choicesOf(given[0], given[1]), k.pressed(given[0], given[1], given[2])]",
+        [text, BLOCKS, block],
+    )
+    before = {one: said_of(text, one) for one in BLOCKS}
+    assert dict(zip(BLOCKS, told[0], strict=True)) == before
+    after = {one: said_of(told[1], one) for one in BLOCKS}
+    order = ("auto", "C", "S", "both", "none", "auto")
+    assert after == {**before, block: order[order.index(before[block]) + 1]}
+    assert normal_locks(told[1]) == told[1]
+    assert said_of(told[1], "block3") == said_of(text, "block3")
+
+
+def test_a_text_that_is_no_lock_shows_every_block_free() -> None:
+    told = in_node("klora_locks.js", "k.choicesOf(given[0], given[1])", ["in4 = what", BLOCKS])
+    assert set(told) == {NO_LOCKS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -175,7 +176,20 @@ def _row(row: Sequence[Setting], page: Page) -> None:
 
     with gr.Row(elem_classes=["klora-row"]):
         for setting in row:
-            page.controls[setting.name] = _component(setting, page.elem_id)
+            with gr.Column(elem_classes=["klora-cell"]) if setting.name == "locks" else nullcontext():
+                page.controls[setting.name] = _component(setting, page.elem_id)
+                if setting.name == "locks":
+                    _lock_picker(page)
+
+
+def _lock_picker(page: Page) -> None:
+    """Where ``javascript/klora_locks.js`` shows the blocks of the plan."""
+    import gradio as gr
+
+    gr.HTML(
+        f'<div class="klora-locks" role="group" aria-label="Locks" data-tab="{page.tab}"></div>',
+        elem_id=page.elem_id("lock_picker"),
+    )
 
 
 def _rows(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
