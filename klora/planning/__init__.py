@@ -4,6 +4,7 @@ from klora.planning.cast import Cast, LayerView, Loras, Member
 from klora.planning.files import FilePair, plan_files, planner_of_files
 from klora.planning.planner import Planner, make_planner
 from klora.planning.rewriting import check_base_models, rewritten
+from klora.planning.sampled import delta_digest
 from klora.planning.scoring import (
     Progress,
     content_hash,
@@ -25,6 +26,7 @@ __all__ = [
     "Progress",
     "check_base_models",
     "content_hash",
+    "delta_digest",
     "file_stamp",
     "folder_of_user",
     "forget_scores",

@@ -13,7 +13,7 @@ from klora.files import LayerRows, LoraFile, LoraLayer, PairedLayer, pair_layers
 from klora.planning.cast import Cast, LayerView
 from klora.planning.planner import Planner, make_planner
 from klora.planning.rewriting import check_base_models, rewritten
-from klora.planning.scoring import content_hash, file_stamp
+from klora.planning.scoring import Progress, content_hash, file_stamp
 from klora.schedule import Plan, evenly_spaced
 from klora.settings import Settings
 
@@ -64,13 +64,19 @@ def _both(pair: PairedLayer, form: Callable[[LoraLayer], Formed]) -> tuple[Forme
     return form(pair.content), form(pair.style)
 
 
-def planner_of_files(content: LoraFile, style: LoraFile, settings: Settings) -> Planner:
-    """The planner of two files; raises `LoraFileError` and `PairError`."""
+def planner_of_files(
+    content: LoraFile, style: LoraFile, settings: Settings, progress: Progress = iter
+) -> Planner:
+    """The planner of two files; raises `LoraFileError` and `PairError`. ``progress`` wraps the layers that
+    are scored, which the console shows in any case.
+    """
     return make_planner(
         FilePair(*rewritten(content, style, settings)),
         Cast.of_pair(content.name, style.name),
         settings,
-        lambda layers: tqdm(list(layers), desc="K-LoRA: scoring", unit="layer", leave=False, delay=1),
+        lambda layers: progress(
+            tqdm(list(layers), desc="K-LoRA: scoring", unit="layer", leave=False, delay=1)
+        ),
     )
 
 

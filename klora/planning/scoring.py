@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from klora.errors import LoraFileError
 from klora.options import TopK
 from klora.planning import content
 from klora.planning.cast import LayerView, Loras
@@ -114,7 +115,7 @@ def _from_shelf_or_taken(
     loras: Loras, layers: Sequence[LayerView], measures: Sequence[str], top_k: TopK, progress: Progress
 ) -> Scores:
     shelf = _shelf
-    lasting = loras.lasting_key() if shelf is not None and isinstance(loras, Lasting) else None
+    lasting = _lasting_key(loras) if shelf is not None else None
     if shelf is None or lasting is None:
         return _taken(loras, layers, measures, top_k, progress)
     names = [layer.name for layer in layers]
@@ -125,6 +126,13 @@ def _from_shelf_or_taken(
         measured = {name: numbers.tolist() for name, numbers in scores.measured.items()}
         shelf.put(key, {"top_k": list(scores.top_k), "measured": measured})
     return scores
+
+
+def _lasting_key(loras: Loras) -> Sequence[object] | None:
+    try:
+        return loras.lasting_key() if isinstance(loras, Lasting) else None
+    except LoraFileError:  # gone since the host read it, or unfit in a layer that is perhaps not scored
+        return None
 
 
 def _read(told: Any, names: Sequence[str], measures: Sequence[str]) -> Scores | None:

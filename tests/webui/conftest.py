@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,14 +180,32 @@ class FakeHTTPError(Exception):
         self.status_code, self.detail, self.headers = status_code, detail, headers
 
 
+class FakeRequest:
+    """A request whose body comes in pieces."""
+
+    def __init__(self, raw: bytes, piece: int = 1000) -> None:
+        self.raw, self.piece, self.read = raw, piece, 0
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self.raw), self.piece):
+            self.read += len(self.raw[start : start + self.piece])
+            yield self.raw[start : start + self.piece]
+
+
 def _fake_fastapi_modules() -> dict[str, ModuleType]:
     fastapi = ModuleType("fastapi")
-    fastapi.Body = lambda default: default  # type: ignore[attr-defined]
     fastapi.Depends = lambda call: SimpleNamespace(call=call)  # type: ignore[attr-defined]
     fastapi.HTTPException = FakeHTTPError  # type: ignore[attr-defined]
+    fastapi.Request = FakeRequest  # type: ignore[attr-defined]
+    concurrency = ModuleType("fastapi.concurrency")
+
+    async def run_in_threadpool(work: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(work)
+
+    concurrency.run_in_threadpool = run_in_threadpool  # type: ignore[attr-defined]
     security = ModuleType("fastapi.security")
     security.HTTPBasic = lambda: "basic"  # type: ignore[attr-defined]
-    return {"fastapi": fastapi, "fastapi.security": security}
+    return {"fastapi": fastapi, "fastapi.security": security, "fastapi.concurrency": concurrency}
 
 
 class FakeApp:

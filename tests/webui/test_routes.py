@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +14,13 @@ from typing import Any
 import pytest
 
 from klora.hosts.common import library
-from klora.hosts.webui import routes
-from klora.planning import plan_files
+from klora.hosts.webui import requests, routes
+from klora.planning import forget_scores, plan_files
 from klora.settings import Settings
 from klora.version import __version__
 from tests.engine.lora_files import write_lora
 
-from .conftest import FakeApp, FakeHost, FakeHTTPError
+from .conftest import FakeApp, FakeHost, FakeHTTPError, FakeRequest
 
 FOR_SDXL = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -41,9 +44,13 @@ def opened(host: FakeHost) -> FakeApp:
     return app
 
 
-def post(host: FakeHost, body: Any) -> Any:
-    endpoint, _ = opened(host).routes["POST", "/klora/v1/plan"]
-    return endpoint(body)
+def send(host: FakeHost, request: FakeRequest, what: str = "plan") -> Any:
+    endpoint, _ = opened(host).routes["POST", f"/klora/v1/{what}"]
+    return asyncio.run(endpoint(request))
+
+
+def post(host: FakeHost, body: Any, what: str = "plan") -> Any:
+    return send(host, FakeRequest(json.dumps(body).encode()), what)
 
 
 def test_version_and_schema(host: FakeHost) -> None:
@@ -62,8 +69,7 @@ def test_a_plan_is_made_from_names(asked: FakeHost) -> None:
 
 
 def test_a_report_is_made_from_names(asked: FakeHost) -> None:
-    endpoint, _ = opened(asked).routes["POST", "/klora/v1/report"]
-    told = endpoint({"content": "fox", "style": "Ink Wash", "balance": 0.5})
+    told = post(asked, {"content": "fox", "style": "Ink Wash", "balance": 0.5}, "report")
     assert (told["content"]["name"], told["style"]["name"]) == ("fox", "ink")
     assert told["shares"]["steps"] == 20
     assert json.loads(json.dumps(told, allow_nan=False))["verdict"]["sentence"]
@@ -145,11 +151,13 @@ def test_an_error_that_nobody_foresaw_tells_no_path(
     [
         ("no /home/ann/my_loras/fox.safetensors here", "no fox.safetensors here"),
         ("[Errno 2] 'C:\\Users\\ann\\fox.pt'", "[Errno 2] 'fox.pt'"),
+        ("[Errno 2] '/home/ann/my loras/a fox.pt' is gone", "[Errno 2] 'a fox.pt' is gone"),
+        ('in "D:\\ann\\my loras\\fox.pt"', 'in "fox.pt"'),
         ("content / style, 1/2 of it", "content / style, 1/2 of it"),
     ],
 )
 def test_paths_are_taken_away(text: str, without: str) -> None:
-    assert routes.without_paths(text) == without
+    assert requests.without_paths(text) == without
 
 
 def test_an_answer_has_a_largest_size(asked: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,18 +168,83 @@ def test_an_answer_has_a_largest_size(asked: FakeHost, monkeypatch: pytest.Monke
 
 
 def test_one_answer_is_made_at_a_time(asked: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "PATIENCE", 0.01)
-    with routes._one_at_a_time, pytest.raises(FakeHTTPError, match="busy") as caught:
+    monkeypatch.setattr(requests, "PATIENCE", 0.01)
+    with routes._turns.taken(), pytest.raises(FakeHTTPError, match="busy") as caught:
         post(asked, GOOD)
-    assert caught.value.status_code == 503
+    assert caught.value.status_code == 429
     assert post(asked, GOOD)["steps"] == 4  # also after one that was refused
 
 
-@pytest.mark.parametrize("body", [[], "fox", None, 3])
-def test_what_is_no_object_is_refused(host: FakeHost, body: Any) -> None:
-    with pytest.raises(FakeHTTPError) as caught:
-        post(host, body)
+def test_a_few_wait_and_any_more_are_refused_at_once(
+    asked: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "PATIENCE", 60.0)
+    answers: list[Any] = []
+    waiting = [
+        threading.Thread(target=lambda: answers.append(post(asked, GOOD)))
+        for _ in range(requests.MOST_AT_ONCE - 1)
+    ]
+    with routes._turns.taken():
+        for thread in waiting:
+            thread.start()
+        while routes._turns._places._value:
+            time.sleep(0.01)
+        with pytest.raises(FakeHTTPError, match="busy") as caught:
+            post(asked, GOOD)
+        assert caught.value.status_code == 429
+    for thread in waiting:
+        thread.join()
+    assert [one["steps"] for one in answers] == [4] * len(waiting)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"[]", b'"fox"', b"null", b"3", b"", b"{", b"\xff\xfe", b"[" * 50_000, b'{"a":' * 15_000, b"1" * 9999],
+    ids=lambda raw: repr(raw[:6]),
+)
+def test_what_is_no_object_is_refused(host: FakeHost, raw: bytes) -> None:
+    with pytest.raises(FakeHTTPError, match="send one JSON object") as caught:
+        send(host, FakeRequest(raw))
     assert caught.value.status_code == 422
+
+
+def test_a_body_has_a_largest_size(host: FakeHost) -> None:
+    request = FakeRequest(b'{"content": "' + b"x" * 10_000_000 + b'"}')
+    with pytest.raises(FakeHTTPError, match="at most 100000 bytes") as caught:
+        send(host, request)
+    assert caught.value.status_code == 413
+    assert request.read <= requests.MOST_BYTES + request.piece
+
+
+@pytest.mark.parametrize("name", ["content", "steps", "alpha", "x" * 5])
+def test_an_error_does_not_give_back_all_that_was_sent(asked: FakeHost, name: str) -> None:
+    with pytest.raises(FakeHTTPError) as caught:
+        post(asked, {**GOOD, name: "y" * 90_000})
+    assert caught.value.status_code == 422
+    assert len(caught.value.detail) <= requests.MOST_TOLD
+
+
+@pytest.mark.parametrize("what", ["plan", "report"])
+def test_scoring_has_its_time(asked: FakeHost, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MOST_SECONDS", -1.0)
+    forget_scores()
+    with pytest.raises(FakeHTTPError, match=r"takes more than .* run klora plan") as caught:
+        post(asked, GOOD, what)
+    assert caught.value.status_code == 422
+
+
+def test_a_file_of_countless_layers_is_refused(asked: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_LAYERS", 2)
+    with pytest.raises(FakeHTTPError, match="LoRA fox has 3 layers, more than the 2") as caught:
+        post(asked, GOOD)
+    assert caught.value.status_code == 422
+
+
+@pytest.mark.parametrize("what", ["plan", "report"])
+def test_no_answer_holds_a_path(asked: FakeHost, tmp_path: Path, what: str) -> None:
+    told = json.dumps(post(asked, GOOD, what))
+    assert str(tmp_path) not in told
+    assert "safetensors" not in told.replace("fox.safetensors", "").replace("ink.safetensors", "")
 
 
 def test_without_credentials_configured_the_routes_are_open(host: FakeHost) -> None:

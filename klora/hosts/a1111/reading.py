@@ -14,8 +14,12 @@ from torch import Tensor
 
 from klora.files import read_lora
 from klora.files.conversion import state_dict_in
+from klora.hosts.common.again import read_again_by_host
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.common.stand_in import stand_in
+
+#: On a network of ours: the name that it was given here, and what tells its numbers from those of its file.
+_NAMED = "klora_named"
 
 
 def fill_in(networks: Any, network: Any) -> None:
@@ -29,7 +33,7 @@ def fill_in(networks: Any, network: Any) -> None:
     for module in again.modules.values():
         module.network = network  # that is where modules look up their multiplier
     network.modules = again.modules
-    network.name = f"{network.name} (read by K-LoRA)"
+    _name(network, f"{network.name} (read by K-LoRA)", "")
 
 
 def exchange(networks: Any, network: Any, rewritten: RewrittenLora) -> None:
@@ -41,14 +45,32 @@ def exchange(networks: Any, network: Any, rewritten: RewrittenLora) -> None:
     again = _loaded(networks, network, rewritten.tensors)
     for name in ("te_multiplier", "unet_multiplier", "dyn_dim", "mentioned_name", "bundle_embeddings"):
         setattr(again, name, getattr(network, name))
-    again.name = f"{network.name} ({rewritten.mark})"
+    _name(again, f"{network.name} ({rewritten.mark})", rewritten.mark)
     place = next(place for place, one in enumerate(networks.loaded_networks) if one is network)
     networks.loaded_networks[place] = again
+
+
+def mark_of(network: Any) -> str | None:
+    """What tells the numbers of a network from those of its file; empty if these are the same.
+
+    ``None`` where another extension has renamed the network, as lora-block-weight does to force a merge: it
+    has changed the numbers too, in a way that no name tells reliably.
+    """
+    named, mark = getattr(network, _NAMED, (None, ""))
+    on_disk = network.network_on_disk
+    names = (named,) if named is not None else (on_disk.name, on_disk.alias, network.mentioned_name)
+    return mark if network.name in names else None
+
+
+def _name(network: Any, name: str, mark: str) -> None:
+    network.name = name
+    setattr(network, _NAMED, (name, mark))
 
 
 def _loaded(networks: Any, network: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What the host's loader makes of a network's file if these are its tensors."""
     from modules import sd_models
 
+    on_disk = network.network_on_disk
     with stand_in(sd_models, "read_state_dict", lambda *_arguments, **_keywords: dict(tensors)):
-        return networks.load_network(network.name, network.network_on_disk)
+        return read_again_by_host([on_disk.name], lambda: networks.load_network(network.name, on_disk))

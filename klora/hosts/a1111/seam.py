@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from klora.files.canonical import in_forward_order, is_attention
 from klora.files.native import host_layer_to_canonical
+from klora.hosts.a1111.lasting import networks_key
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
+from klora.hosts.a1111.reading import mark_of
 from klora.hosts.common.checks import does_not_fit, loaded_family
-from klora.planning import LayerView
+from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta
 
@@ -99,6 +101,17 @@ class A1111Seam:
         """Both files as they are on disk, how strong they are applied, and the checkpoint."""
         checkpoint = getattr(getattr(self.model, "sd_checkpoint_info", None), "filename", None)
         return (checkpoint, *(_network_key(network) for network in self._cast[:2]))
+
+    def lasting_key(self) -> Sequence[object] | None:
+        """The same by what the files hold, with a sample of what the host has read of them."""
+        contested = {view.name: self._host_names[view.name] for view in self.layers() if view.is_shared}
+        networks = networks_key(self._cast[:2], contested.values())
+        if networks is None:
+            return None
+        modules = self._cast[0].modules
+        shapes = {name: tuple(modules[host].sd_module.weight.shape) for name, host in contested.items()}
+        geometry = [(name, list(shape)) for name, shape in shapes.items()]
+        return ["a1111", *networks, geometry, delta_digest(self, shapes)]
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
@@ -208,10 +221,9 @@ def _rank(module: Any) -> int | None:
 def _network_key(network: Any) -> Hashable:
     on_disk = network.network_on_disk
     key = (on_disk.filename, network.mtime, scored_multiplier(network), network.dyn_dim)
-    if network.name in (on_disk.name, on_disk.alias, network.mentioned_name):
-        return key
-    # Another extension renamed the network, as lora-block-weight does to force a merge: it has changed the
-    # weights too, in a way that no name tells reliably.
+    mark = mark_of(network)
+    if mark is not None:
+        return (*key, mark)
     ups = (getattr(module, "up_model", None) for module in network.modules.values())
     return (
         *key,

@@ -12,7 +12,17 @@ T = TypeVar("T")
 
 
 class UnforeseenError(KloraError):
-    """An error that nobody foresaw: a fault of ours, or of somebody's whose code runs inside ours."""
+    """An error that nobody foresaw: a fault of ours, or of somebody's whose code runs inside ours.
+
+    ``what`` is its kind and message.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"K-LoRA met an error that it does not know ({what}); report it with what the console says, "
+            "or untick K-LoRA."
+        )
+        self.what = what
 
 
 def for_api(error: KloraError) -> KloraError:
@@ -34,8 +44,4 @@ def attempted(action: Callable[[], T]) -> T | KloraError:
         return error
     except Exception as error:  # noqa: BLE001
         traceback.print_exception(error)
-        found = f"{type(error).__name__}: {error}"
-        return UnforeseenError(
-            f"K-LoRA met an error that it does not know ({found}); report it with what the console says, "
-            "or untick K-LoRA."
-        )
+        return UnforeseenError(f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -58,12 +59,19 @@ class CastPatches:
         return 1.0
 
     def strengths(self, place: int) -> Hashable:
-        """How strong a file is applied, also where another extension changed it layer by layer."""
+        """How strong a file is applied, also where another extension changed it layer by layer.
+
+        Plain data, the same in every process.
+        """
         found: dict[tuple[float, ...], list[str]] = {}
         for name in self._owns[place]:
             for patch in self.own(place, name):
                 found.setdefault(tuple(numbers_of(patch)), []).append(name)
-        return tuple((key, len(names), hash(tuple(names))) for key, names in found.items())
+        return tuple((*key, _digest(names)) for key, names in sorted(found.items()))
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _is_in(patch: Patch, own: Sequence[Patch]) -> bool:

@@ -8,15 +8,17 @@ with renamed tensors in place of the file's.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from klora.errors import KloraError
 from klora.files import Identity, read_lora
 from klora.files.conversion import state_dict_in
+from klora.hosts.common.again import read_again_by_host
 from klora.hosts.common.checks import checked_base_model, takes
 from klora.hosts.common.library import KnownLora
 from klora.hosts.common.rewriting import RewrittenLora
@@ -89,17 +91,36 @@ def _forget_merged(model: Any) -> None:
 
 def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]], marks: Mapping[str, str]) -> None:
     """Run the host's activation of LoRAs once more, and forget texts that were encoded without it."""
+    networks = importlib.import_module("networks")
+    with _read_as(networks, converted), _marked(networks, marks):
+        activate_again(p)
+    for name in _CONDS:
+        if hasattr(p, name):
+            setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
+
+
+def activate_again(p: Any) -> None:
+    """Let the host load the LoRAs of a pass once more, past its cache of unchanged tags.
+
+    Raises an error that names the LoRA if it cannot; the host then loads them afresh for the next picture.
+    """
     from modules import extra_networks
 
     data = getattr(p, "hr_extra_network_data", None) if getattr(p, "is_hr_pass", False) else None
     tags = (p.extra_network_data if data is None else data)["lora"]
+    lora = extra_networks.extra_network_registry["lora"]
     p.sd_model.current_lora_hash = ""
-    networks = importlib.import_module("networks")
-    with _read_as(networks, converted), _marked(networks, marks):
-        extra_networks.extra_network_registry["lora"].activate(p, tags)
-    for name in _CONDS:
-        if hasattr(p, name):
-            setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
+    try:
+        read_again_by_host(_names(tags), lambda: lora.activate(p, tags))
+    except KloraError:
+        _seen.clear()
+        p.sd_model.current_lora_hash = ""
+        raise
+
+
+def _names(tags: Iterable[Any]) -> list[str]:
+    """The LoRAs of tags as the host parsed them, each once."""
+    return list(dict.fromkeys(str(tag.positional[0]) for tag in tags if tag.positional))
 
 
 class _MarkedPath(str):

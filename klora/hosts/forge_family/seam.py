@@ -27,7 +27,7 @@ from klora.hosts.forge_family.reading import mark_of
 from klora.hosts.forge_family.regions import Region, Regions
 from klora.hosts.forge_family.side_branches import SideBranches
 from klora.hosts.forge_family.storage import shape_of
-from klora.planning import LayerView
+from klora.planning import LayerView, content_hash, delta_digest
 from klora.schedule import LayerShares
 
 
@@ -89,6 +89,23 @@ class FamilySeam:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
         states = tuple((path, Identity.at(path), mark_of(path)) for path in self.paths[:2])
         return (self._checkpoint.file, states, *map(self._denoiser.patches.strengths, range(len(states))))
+
+    def lasting_key(self) -> Sequence[object] | None:
+        """The same by what the files hold, with a sample of what the host has read of them.
+
+        ``None`` where what a LoRA adds depends on the checkpoint's weight, or only the host can read it.
+        """
+        contested = {name: layer for name, layer in self._layers.items() if layer.view.is_shared}
+        if any(layer.needs_base[place] for layer in contested.values() for place in (0, 1)):
+            return None
+        strengths = map(self._denoiser.patches.strengths, (0, 1))
+        files = [
+            (content_hash(path), mark_of(path), strength)
+            for path, strength in zip(self.paths, strengths, strict=False)
+        ]
+        shapes = {name: self._sizes[name][str(layer.weight)] for name, layer in contested.items()}
+        geometry = [(name, list(shape)) for name, shape in shapes.items()]
+        return ["forge family", *files, geometry, delta_digest(self, shapes)]
 
     # --- Withholding and applying -----------------------------------------------------------------------
 

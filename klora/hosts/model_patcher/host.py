@@ -11,6 +11,7 @@ from klora.errors import HostError
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family import FamilyHost, Patches
+from klora.hosts.forge_family.reading import activate_again
 from klora.hosts.forge_family.seam import FamilySeam
 from klora.hosts.model_patcher import files
 from klora.hosts.model_patcher.denoiser import Merge, ModelPatcherDenoiser
@@ -54,7 +55,7 @@ class ModelPatcherHost(FamilyHost):
         if not files.is_watched(networks):
             files.watch(networks)
             _unwatch_on_reload(networks)
-            _load_again(p)
+            activate_again(p)
         super().read(p, names, rewritten)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
@@ -112,15 +113,6 @@ def _refuse_same_model(p: Any) -> None:
             "K-LoRA cannot follow a refiner that is read into the model while it samples; switch 'Reload "
             "\"state_dict\" Only' off in the refiner's settings, or untick K-LoRA."
         )
-
-
-def _load_again(p: Any) -> None:
-    """Let the host load the LoRAs of the batch once more, past its cache of unchanged tags."""
-    from modules import extra_networks
-
-    p.sd_model.current_lora_hash = ""
-    tags = p.extra_network_data["lora"]
-    extra_networks.extra_network_registry["lora"].activate(p, tags)
 
 
 def _unwatch_on_reload(networks: Any) -> None:

@@ -2,20 +2,20 @@
 
 They ask for the same credentials as the host's own API, and are not opened where the WebUI wants a
 login but the user has not asked for an API. One plan or report is made at a time; no answer holds a path.
+What a request may ask is bounded here and in ``requests.py``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from secrets import compare_digest
-from threading import Lock
 from typing import Any
 
 from klora.errors import KloraError, PairError, SettingsError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import UnforeseenError, attempted
 from klora.hosts.common.checks import loaded_family, takes
+from klora.hosts.webui.requests import RefusedRequestError, Request, Turns, in_time, read_body, told
 from klora.settings import Settings
 from klora.version import __version__
 
@@ -24,17 +24,14 @@ MOST_STEPS = 1000
 #: Layers times steps of one answer: some 10 MB of JSON.
 MOST_LAYER_STEPS = 500_000
 
-#: Seconds for which a request waits for the one before it.
-PATIENCE = 30.0
+#: Layers of a file. The largest model that is known here has some 2,000.
+MOST_LAYERS = 10_000
 
 #: What a plan or a report may be asked beside the settings of the rule.
 _ASKED = ("content", "style", "steps", "any_model")
 
-_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\\/:*?\"'<>|\s]+)+[\\/](?=[^\\/\s])")
+_turns = Turns()
 
-_one_at_a_time = Lock()
-
-Request = Mapping[str, object]
 Answer = Callable[[Request], dict[str, Any]]
 
 
@@ -72,17 +69,19 @@ def answer_plan(request: Request) -> dict[str, Any]:
     from klora.schedule import evenly_spaced
 
     settings, steps, files = _question(request, "plan")
-    planner = planner_of_files(*files, settings)
+    planner = planner_of_files(*files, settings, in_time)
     _check_size(len(planner.decided), steps)
     return planner.plan(evenly_spaced(steps)).as_json()
 
 
 def answer_report(request: Request) -> dict[str, Any]:
     """The report on two LoRAs by name; raises `KloraError` for anything that is wrong with the request."""
+    from klora.planning import planner_of_files
     from klora.report import report_of
 
     settings, steps, files = _question({"steps": 20, **request}, "report")
     _check_size(max(len(file.layers) for file in files), steps)
+    planner_of_files(*files, settings, in_time)  # the scores are kept for the report
     return report_of(*files, settings, steps).as_json()
 
 
@@ -101,6 +100,12 @@ def _question(request: Request, what: str) -> tuple[Settings, int, tuple[Any, An
     if content.name == style.name:
         raise PairError(f"K-LoRA: content and style are both {content.name}: choose two different LoRAs.")
     files = read_lora(content.path, name=content.name), read_lora(style.path, name=style.name)
+    for file in files:
+        if len(file.layers) > MOST_LAYERS:
+            raise PairError(
+                f"K-LoRA: LoRA {file.name} has {len(file.layers)} layers, more than the {MOST_LAYERS} that "
+                "an answer is made for; run klora plan on the command line."
+            )
     if not _is_true(request, "any_model"):
         _check_model(files)
     return settings, steps, files
@@ -156,32 +161,34 @@ def _check_size(layers: int, steps: int) -> None:
 
 
 def _endpoint(answer: Answer) -> Any:
-    from fastapi import Body, HTTPException
+    from fastapi import HTTPException, Request
+    from fastapi.concurrency import run_in_threadpool
 
-    def respond(request: Any = Body(...)) -> dict[str, Any]:  # noqa: B008 - how FastAPI declares a body
-        if not isinstance(request, dict):
-            raise HTTPException(status_code=422, detail="K-LoRA: send one JSON object.")
-        if not _one_at_a_time.acquire(timeout=PATIENCE):
-            raise HTTPException(
-                status_code=503, detail="K-LoRA is busy with another plan or report; ask again later."
-            )
+    async def respond(request: Any) -> dict[str, Any]:
         try:
-            found = attempted(lambda: answer(request))
-        finally:
-            _one_at_a_time.release()
-        if isinstance(found, KloraError):
-            status = 500 if isinstance(found, UnforeseenError) else 422
-            raise HTTPException(status_code=status, detail=without_paths(str(found)))
+            asked = await read_body(request)
+            found: dict[str, Any] = await run_in_threadpool(lambda: _answered(answer, asked))
+        except KloraError as error:
+            raise HTTPException(status_code=_status(error), detail=told(error)) from error
         return found
 
     # FastAPI reads the annotations; as text they would be looked up in this module only.
-    respond.__annotations__ = {"request": Any, "return": dict[str, Any]}
+    respond.__annotations__ = {"request": Request, "return": dict[str, Any]}
     return respond
 
 
-def without_paths(text: str) -> str:
-    """``text`` with the folders of every absolute path taken away; the file's name stays."""
-    return _PATH.sub("", text)
+def _answered(answer: Answer, request: Request) -> dict[str, Any]:
+    with _turns.taken():
+        found = attempted(lambda: answer(request))
+    if isinstance(found, KloraError):
+        raise found
+    return found
+
+
+def _status(error: KloraError) -> int:
+    if isinstance(error, RefusedRequestError):
+        return error.status
+    return 500 if isinstance(error, UnforeseenError) else 422
 
 
 def _guard(api_auth: str | None) -> list[Any]:

@@ -10,6 +10,8 @@ from modules import script_callbacks, scripts
 from klora.hosts.common.foreign import foreign
 from klora.hosts.webui import accordion, axes, compare, routes, won
 from klora.hosts.webui.job import Job
+from klora.hosts.webui.score_folder import score_folder
+from klora.planning import keep_scores_in
 from klora.settings import Settings
 
 _JOB = "klora_job"
@@ -104,5 +106,6 @@ def register() -> None:
     elsewhere = foreign()
     if elsewhere is not None:
         print(f"K-LoRA: {elsewhere}")  # such a WebUI does not call us before it samples
+    keep_scores_in(score_folder())
     axes.register()
     script_callbacks.on_app_started(lambda _demo, app: routes.add_routes(app))

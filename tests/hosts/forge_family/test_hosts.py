@@ -268,3 +268,39 @@ def test_the_host_loads_afresh_in_the_middle_of_a_pass(webui: FakeWebUI, loras: 
     webui.own_picture(given)
     after = webui.state()
     assert all(torch.equal(value, after[name]) for name, value in webui.clean.items())
+
+
+@plain
+def test_a_file_damaged_just_before_the_host_reads_it_again(webui: FakeWebUI, loras: list[Lora]) -> None:
+    given = batch()
+    p = webui.job(fox=1.0, ink=1.0)
+    path = Path(loras[1].path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LoraFileError, match=r"ink\.safetensors: .*truncated|ink\.safetensors: .*damaged"):
+        webui.adapter.after_activation(p, ("fox", "ink"))
+    path.write_bytes(whole)
+    with sampling(webui, ("fox", "ink")) as seam:
+        seam.apply(everywhere(seam, 0.0, 1.0))
+        wanted = expected(webui.clean, loras[:2], {"fox": 0.0, "ink": 1.0}, given)
+        torch.testing.assert_close(webui.run(given), wanted, rtol=1e-4, atol=1e-4)
+
+
+@plain
+def test_a_host_that_cannot_read_a_sound_file_again(
+    webui: FakeWebUI, loras: list[Lora], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = batch()
+    base = webui.own_picture(given, fox=1.0, ink=1.0)
+    p = webui.job(fox=1.0, ink=1.0)
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(webui.networks, "load_lora_state_dict", fails)
+        with pytest.raises(LoraFileError, match=r"OutOfMemoryError: CUDA.*: fox, ink; take out") as caught:
+            webui.adapter.after_activation(p, ("fox", "ink"))
+    assert "report it" not in str(caught.value)
+    assert "Traceback" in capsys.readouterr().err
+    assert torch.equal(webui.own_picture(given, fox=1.0, ink=1.0), base)

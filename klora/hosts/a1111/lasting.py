@@ -1,0 +1,37 @@
+"""Under which key the scores of two networks of A1111's may be kept on disk, if at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from klora.hosts.a1111.multiplier import scored_multiplier
+from klora.hosts.a1111.reading import mark_of
+from klora.planning import content_hash
+
+#: Network modules whose dW is made of their own tensors alone.
+_OF_THEIR_OWN = frozenset(
+    {"NetworkModuleLora", "NetworkModuleHada", "NetworkModuleLokr", "NetworkModuleFull"}
+)
+
+
+def networks_key(pair: Iterable[Any], contested: Iterable[str]) -> Sequence[object] | None:
+    """Plain data that tells two networks by what their files hold, and how strongly they are applied.
+
+    ``contested`` are the layers, by the host's names, that both change. ``None`` where a dW depends on the
+    checkpoint's weight, as DoRA's does, or another extension may have changed the numbers. Raises
+    `LoraFileError` if a file is gone.
+    """
+    pair, contested = tuple(pair), tuple(contested)
+    marks = [mark_of(network) for network in pair]
+    modules = [network.modules[name] for network in pair for name in contested]
+    if None in marks or not all(map(_is_of_its_own, modules)):
+        return None
+    return [
+        (content_hash(network.network_on_disk.filename), mark, scored_multiplier(network), network.dyn_dim)
+        for network, mark in zip(pair, marks, strict=True)
+    ]
+
+
+def _is_of_its_own(module: Any) -> bool:
+    return type(module).__name__ in _OF_THEIR_OWN and getattr(module, "dora_scale", None) is None
