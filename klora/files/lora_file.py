@@ -125,7 +125,8 @@ class LoraFile:
             for parameter in layer.keys:
                 # A sum is NaN or Inf if any element is, takes a tenth of the time of a test of each, and in
                 # fp64 no file's numbers overflow it. fp8 cannot be summed as it is.
-                if not math.isfinite(float(layer.tensor(parameter).float().sum(dtype=torch.float64))):
+                pieces = self.container.pieces(layer.keys[parameter])
+                if not math.isfinite(sum(float(one.float().sum(dtype=torch.float64)) for one in pieces)):
                     raise layer.error(
                         f"{parameter.removesuffix('.weight')} holds NaN or infinite values",
                         "use another version of this file or train it again",
