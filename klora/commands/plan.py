@@ -36,6 +36,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="D",
         help="denoising strength of img2img, where --clock noise begins (default: 1)",
     )
+    parser.add_argument(
+        "--base-model",
+        metavar="FILE",
+        help="the checkpoint (.safetensors), which DoRA and GLoRA are measured against; only the layers that "
+        "they change are read",
+    )
     add_rule_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--picture", metavar="FILE", help="write the plan as a picture (PNG)")
@@ -77,6 +83,7 @@ def run(arguments: Namespace) -> int:
         arguments.steps,
         guidance_scale=arguments.cfg_scale,
         strength=arguments.strength,
+        base_model=arguments.base_model,
     )
     print(summary(plan, content.stem, style.stem))
     if arguments.json:

@@ -145,4 +145,4 @@ def whole_rows(name: str, rows: Mapping[str, int]) -> int | None:
     }
     wholes = {rows[part] * leaf.units / shares[part] if part in shares else -1.0 for part in rows}
     whole = wholes.pop() if len(wholes) == 1 else -1.0
-    return int(whole) if whole > 0 and whole == int(whole) else None
+    return int(whole) if whole > 0 and whole % leaf.units == 0 else None

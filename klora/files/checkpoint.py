@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -25,8 +26,8 @@ class Checkpoint:
     that is not sound.
     """
 
-    def __init__(self, path: str | Path, base_model: str) -> None:
-        self._container: Container = open_container(path)
+    def __init__(self, path: str | os.PathLike[str], base_model: str) -> None:
+        self._container: Container = open_container(Path(path))
         self._keys: dict[str, str] = {}
         self._inside: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {}
         for key, entry in self._container.entries.items():

@@ -14,7 +14,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -25,6 +25,9 @@ from klora.files.late_torch import Tensor, torch
 
 #: Header size above which a file is not a LoRA. The largest in the field, with tag lists, have a few MiB.
 HEADER_LIMIT = 32 * 2**20
+
+#: Bytes that are read at a time; a multiple of every format's size.
+_PIECE = 2**23
 
 #: Tensors above which a file is not a LoRA. The largest in the field, of mixtures of experts, have some
 #: 5,000.
@@ -157,14 +160,24 @@ class Container:
             return float(self.read(key).float())
         return float(struct.unpack("<" + written, self._bytes_of((key,))[0])[0])
 
+    def pieces(self, key: str) -> Iterator[Tensor]:
+        """The numbers of the tensor ``key`` in order, a few MiB at a time, for what need not have them all at
+        once. Raises as `read` does."""
+        entry = self.entries[key]
+        for start in range(entry.start, entry.stop, _PIECE):
+            stop = min(start + _PIECE, entry.stop)
+            count = (stop - start) // _SIZES[entry.dtype]
+            (raw,) = self._bytes_between([(start, stop)])
+            yield _tensor(raw, Entry(entry.dtype, (count,), start, stop))
+
     def _bytes_of(self, keys: Sequence[str]) -> list[bytearray]:
-        entries = [self.entries[key] for key in keys]
-        raws = [bytearray(entry.stop - entry.start) for entry in entries]
+        return self._bytes_between([(self.entries[key].start, self.entries[key].stop) for key in keys])
+
+    def _bytes_between(self, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
+        raws = [bytearray(stop - start) for start, stop in spans]
         try:
             with self.path.open("rb", buffering=0) as stream:
-                counts = [
-                    _read_at(stream, entry.start, raw) for entry, raw in zip(entries, raws, strict=True)
-                ]
+                counts = [_read_at(stream, start, raw) for (start, _), raw in zip(spans, raws, strict=True)]
                 # Asked after the reading, so that a change before it and one during it are both seen.
                 identity = Identity.of(os.fstat(stream.fileno()))
         except OSError as error:

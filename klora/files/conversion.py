@@ -33,7 +33,7 @@ from klora.files.writing import written_whole
 Tensors = dict[str, Tensor]
 
 #: Parameters that are not copied but made anew.
-_REWRITTEN = {"alpha", "diff_b", "lora_bias"}
+_REWRITTEN = {"alpha", *BIASES}
 
 #: Largest relative difference of dW after a conversion, by Frobenius norm.
 TOLERANCE = 1e-6
@@ -143,7 +143,7 @@ def _is_foreign(target: Target) -> bool:
 def _kohya_left(file: LoraFile) -> Tensors:
     tensors: Tensors = {}
     for key, target in file.recognised.targets.items():
-        if target.layer not in file.left_to_host or target.left_as == "embedder":
+        if target.layer not in file.left_to_host or target.layer in file.embedders:
             continue
         if target.component == "embedding" or target.left_as == "other" or _is_foreign(target):
             tensors[key] = file.container.read(key)  # a name that kohya has no word for stays as it is

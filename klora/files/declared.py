@@ -27,7 +27,7 @@ _REMEDY = "export the LoRA again, or convert it without that configuration"
 _FLAT_ALPHAS = ("lora_alpha", "network_alpha", "alpha")
 
 #: Beginnings in PEFT that leave the model's own weight as it is; all others change it.
-_PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+_PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
 
 Config = Mapping[str, object]
 

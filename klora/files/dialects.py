@@ -34,6 +34,8 @@ class Dialect:
 _FLAT_COMPONENTS = (
     ("lora_unet_", DENOISER),
     ("lora_transformer_", DENOISER),
+    ("lora_prior_unet_", DENOISER),
+    ("lora_prior_te_", "text_encoder"),
     ("lycoris_", DENOISER),
     ("lora_te_", "text_encoder"),
     ("lora_te1_", "text_encoder"),
@@ -44,6 +46,9 @@ _FLAT_COMPONENTS = (
 _DOTTED_COMPONENTS = (
     ("unet.", DENOISER),
     ("transformer.", DENOISER),
+    ("transformer_2.", DENOISER),
+    ("pipe.dit.", DENOISER),
+    ("dit.", DENOISER),
     ("model.diffusion_model.", DENOISER),
     ("diffusion_model.", DENOISER),
     ("text_encoder.", "text_encoder"),
@@ -68,7 +73,10 @@ def place_flat(layer: str) -> Place | None:
     """``lora_unet_down_blocks_0_...`` -> (component, path)."""
     for prefix, component in _FLAT_COMPONENTS:
         if layer.startswith(prefix):
-            return component, Path(layer[len(prefix) :], flat=True)
+            # Some names end in an underscore (ComfyUI#4347); torch.compile and DDP leave words of their own.
+            text = layer[len(prefix) :].replace("_orig_mod_", "").removeprefix("module_").rstrip("_")
+            of_text = prefix == "lycoris_" and TEXT_ENCODERS.find_flat(text) is not None
+            return "text_encoder" if of_text else component, Path(text, flat=True)
     return _place_prefixed(layer)
 
 
@@ -82,7 +90,7 @@ def _place_prefixed(path: str) -> Place | None:
 
 def place_dotted(layer: str) -> Place:
     """``unet.down_blocks.0...``, with any of the wrappers in use or none -> (component, path)."""
-    path = layer.removeprefix("base_model.model.")
+    path = layer.replace("_orig_mod.", "").removeprefix("module.").removeprefix("base_model.model.")
     prefixed = _place_prefixed(path)
     if prefixed is None and path.startswith("lora_"):
         prefixed = place_flat(path)  # text encoders in kohya's names beside a denoiser in others
@@ -115,6 +123,9 @@ _OTHER_BLOCKS = (
     "noise_refiner.",
     "context_refiner.",
 )
+
+#: Wrappers around a denoiser, which their trainers left in the names.
+_WRAPPERS = ("module.", "_orig_mod.", "transformer_2.", "pipe.dit.", "dit.")
 _LDM_BLOCKS = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
 
 #: The first that detects itself wins, so the special ones stand before the general ones.
@@ -123,7 +134,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect("kohya-sdxl", _any_starts(*_LDM_BLOCKS), place_flat),
     Dialect("kohya-flux", _any_starts("lora_unet_double_blocks_", "lora_unet_single_blocks_"), place_flat),
     Dialect("kohya-sd3", _any_starts("lora_unet_joint_blocks_"), place_flat),
-    Dialect("onetrainer", _any_starts("lora_transformer_"), place_flat),
+    Dialect("onetrainer", _any_starts("lora_transformer_", "lora_prior_unet_"), place_flat),
     Dialect(
         "kohya", _any_starts("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_"), place_flat
     ),
@@ -147,4 +158,5 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(
         "bare-unet", _any_starts("down_blocks.", "mid_block.", "up_blocks.", "input_blocks."), place_dotted
     ),
+    Dialect("wrapped", _any_starts(*_WRAPPERS), place_dotted),
 )

@@ -14,6 +14,10 @@ Tensors = dict[str, Tensor]
 
 def bias_of(layer: LoraLayer) -> Tensor | None:
     """What the layer adds to the module's bias, all of it or the part's rows."""
+    if "bias" in layer.keys:
+        raise layer.error(
+            "it replaces the bias as a whole, which no other dialect holds", "use the file as it is"
+        )
     if "diff_b" in layer.keys:
         bias = layer.tensor("diff_b")
     elif "lora_bias" in layer.keys:

@@ -206,8 +206,10 @@ def _glora(tensors: Tensors, base: Tensor | None) -> Tensor:
 # --- The table ------------------------------------------------------------------------------------
 
 #: Beside a dW: what scales it, and what is added to the bias, which is left to the host.
-BIASES = frozenset({"diff_b", "lora_bias"})
+BIASES = frozenset({"diff_b", "lora_bias", "bias"})
 BESIDE = BIASES | {"alpha"}
+#: What is a tensor of the model itself, or a difference of one, whatever its shape.
+WHOLE = frozenset({"diff", "diff_b", "w_norm", "b_norm", "weight", "bias", "scale"})
 _COMMON = BESIDE
 
 KINDS: tuple[Kind, ...] = (
@@ -250,6 +252,8 @@ LEFT_TO_HOST: Mapping[str, str] = {
     "on_input": "ia3",
     "ia3_l": "ia3",
     "lambda_layer": "t-lora",
+    "reshape_weight": "embedder",
+    "set_weight": "whole weight",
 }
 
 #: The magnitude of a DoRA, as LyCORIS and kohya store it (either axis) and as PEFT does (one per output).
@@ -264,6 +268,8 @@ def left_to_host(shapes: Shapes) -> str | None:
             return "boft" if parameter == "oft_blocks" and len(shapes[parameter]) == 4 else name
     if set(shapes) <= BIASES:
         return "bias"
+    if set(shapes) <= {"weight", "bias"}:
+        return "norm" if len(shapes["weight"]) == 1 else "whole weight"
     return "norm" if "diff" in shapes and len(shapes["diff"]) == 1 else None
 
 
@@ -299,7 +305,7 @@ def dora_per_output(magnitude: Shape, shape: Shape, parameter: str) -> bool:
 
 
 def _expect_dimensions(name: str, shape: Shape) -> None:
-    if len(shape) not in (2, 4):
+    if len(shape) not in (2, 4, 5):  # five are a convolution over time, in an embedder
         raise Defect(f"{name} has shape {_text(shape)} instead of two or four dimensions")
     if 0 in shape:
         raise Defect(f"{name} has rank 0 or no elements (shape {_text(shape)})")
@@ -312,7 +318,7 @@ def _expect_matrix(name: str, shape: Shape, dimensions: int = 0) -> None:
 
 
 def _expect_core(name: str, shape: Shape, first: int, second: int) -> None:
-    if len(shape) != 4 or shape[:2] != (first, second) or 0 in shape:
+    if len(shape) not in (4, 5) or shape[:2] != (first, second) or 0 in shape:
         raise Defect(f"{name} has shape {_text(shape)} where the ranks are {first} and {second}")
 
 

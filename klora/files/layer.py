@@ -272,7 +272,8 @@ class LoraLayer:
             if self.needs_base:
                 raise self.error(
                     f"a {self.kind} layer depends on the model's own weight, which is not at hand here",
-                    "choose this LoRA in the WebUI with its model loaded",
+                    "choose this LoRA in the WebUI with its model loaded, or plan it on the command line "
+                    "with --base-model CHECKPOINT",
                 )
             return None
         wanted = self._full_shape if self.needs_base else self.shape

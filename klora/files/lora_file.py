@@ -125,7 +125,8 @@ class LoraFile:
             for parameter in layer.keys:
                 # A sum is NaN or Inf if any element is, takes a tenth of the time of a test of each, and in
                 # fp64 no file's numbers overflow it. fp8 cannot be summed as it is.
-                if not math.isfinite(float(layer.tensor(parameter).float().sum(dtype=torch.float64))):
+                pieces = self.container.pieces(layer.keys[parameter])
+                if not math.isfinite(sum(float(one.float().sum(dtype=torch.float64)) for one in pieces)):
                     raise layer.error(
                         f"{parameter.removesuffix('.weight')} holds NaN or infinite values",
                         "use another version of this file or train it again",
@@ -145,6 +146,7 @@ def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
     configs = declared_configs(container.path, container.metadata)
     scales = {component: DeclaredScales(config, file) for component, config in configs.items()}
     contents = _sorted_out(_grouped(recognised, file), container, scales, recognised.model.name)
+    _refuse_a_checkpoint(contents, file)
     _refuse_overlapping_parts(contents.denoiser, file)
     _refuse_wrong_sizes(contents.denoiser, recognised.model, file)
     return LoraFile(
@@ -239,6 +241,14 @@ def _with_declared_scale(
         return layer
     name = layer.name if component == DENOISER else layer.name.partition(".")[2]
     return layer.with_declared_scale(declared.scale((path, name), layer.divisor))
+
+
+def _refuse_a_checkpoint(contents: _Contents, file: str) -> None:
+    is_any_lora = contents.denoiser or contents.text_encoder or contents.embedders
+    if not is_any_lora and "whole weight" in contents.left.values():
+        raise defect_error(
+            file, "it holds a model's whole weights and no LoRA", "name a LoRA file; this may be a checkpoint"
+        )
 
 
 def _refuse_overlapping_parts(layers: Iterable[str], file: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +30,10 @@ class Overlay(Container):
     def read_number(self, key: str) -> float:
         """As the file's."""
         return float(self.tensors[key]) if key in self.tensors else self.below.read_number(key)
+
+    def pieces(self, key: str) -> Iterator[Tensor]:
+        """As the file's; of what is in memory all at once."""
+        yield from (self.tensors[key].flatten(),) if key in self.tensors else self.below.pieces(key)
 
     def hashes(self) -> tuple[str, str]:
         """Those of the file itself."""

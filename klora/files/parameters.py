@@ -31,8 +31,8 @@ _PLAIN_TEXT = """
     alpha dora_scale diff diff_b w_norm b_norm on_input rescale oft_blocks oft_diag oft_r oft_R boft_R boft_s
     ia3_l hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2
     lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2
-    a1.weight a2.weight b1.weight b2.weight bm.weight q_layer.weight p_layer.weight lambda_layer weight
-    scale
+    a1.weight a2.weight b1.weight b2.weight bm.weight q_layer.weight p_layer.weight lambda_layer weight bias
+    scale reshape_weight set_weight
 """
 _PLAIN_NAMES = _PLAIN_TEXT.split()
 _PLAIN = re.compile(
@@ -42,6 +42,12 @@ _PLAIN = re.compile(
 )
 #: PEFT's other adapters may carry the adapter's name too.
 _PLAIN_ADAPTER = re.compile(r"(?P<module>.+)\.(?P<parameter>(?:hada|lokr|oft|boft|ia3)_\w+)\.[\w-]{1,64}")
+
+
+#: Where PEFT keeps what it trained as a whole: ``modules_to_save``, and biases with ``bias="all"``.
+_WHOLE = re.compile(
+    r"(?P<module>.+?)\.(?:modules_to_save\.[\w-]{1,64}|base_layer)\.(?P<parameter>weight|bias)"
+)
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -59,6 +65,8 @@ def split_key(key: str) -> tuple[str, str] | None:
         return match["module"], "magnitude"
     if match := _BIAS.fullmatch(key):
         return match["module"], "lora_bias"
+    if match := _WHOLE.fullmatch(key):
+        return match["module"], match["parameter"]
     if match := _PLAIN.fullmatch(key):
         return match["module"], match["parameter"]
     if (match := _PLAIN_ADAPTER.fullmatch(key)) and match["parameter"] in _PLAIN_NAMES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from time import process_time
 
 from klora.files.defects import defect_error, shown
 
@@ -15,6 +16,10 @@ from klora.files.defects import defect_error, shown
 #: others is tried on each layer.
 _MOST_TRIED, _MOST, _LONGEST = 300, 20_000, 400
 _MOST_REPEATS = 3
+
+#: Processor's time for all patterns of a table. A match cannot be interrupted, and can take the fourth
+#: power of the name's length; a name of this length takes some tenths of a second at worst.
+_MOST_SECONDS, _LONGEST_NAME = 2.0, 150
 
 _PLAIN = re.compile(r"(?:[\w.-]|\\[.-])+")
 _REPEAT = re.compile(r"(?<!\\)[*+{]")
@@ -47,9 +52,14 @@ class Patterns:
                 file, f"its {what} has {len(self._table)} patterns, too many to follow", _REMEDY
             )
         self._matched: set[str] = set()
+        self._file = file
+        self._seconds = 0.0
 
     def value(self, names: tuple[str, ...], general: object) -> object:
-        """The value of the first pattern that matches one of ``names``, which name the same layer."""
+        """The value of the first pattern that matches one of ``names``, which name the same layer.
+
+        Raises `LoraFileError` if the patterns take too long.
+        """
         for name in names:
             if (pattern := self._first(name)) is not None:
                 self._matched.add(pattern)
@@ -57,13 +67,24 @@ class Patterns:
         return general
 
     def _first(self, name: str) -> str | None:
-        found = [pattern for pattern, expression in self._wild.items() if expression.match(name)]
+        found = self._tried(name)
         starts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
         ends = {len(name) - start: name[start:] for start in starts}
         for (length, dots), patterns in self._plain.items():
             if length in ends and (pattern := patterns.get(_blanked(ends[length], dots))) is not None:
                 found.append(pattern)
         return min(found, key=self._order.__getitem__, default=None)
+
+    def _tried(self, name: str) -> list[str]:
+        """Those of the patterns with wildcards that match."""
+        if not self._wild:
+            return []
+        if len(name) > _LONGEST_NAME or self._seconds > _MOST_SECONDS:
+            raise defect_error(self._file, f"its {self._what} takes too long to follow", _REMEDY)
+        begun = process_time()
+        found = [pattern for pattern, expression in self._wild.items() if expression.match(name)]
+        self._seconds += process_time() - begun
+        return found
 
     def notes(self) -> tuple[str, ...]:
         """A sentence for the patterns that matched no layer so far."""

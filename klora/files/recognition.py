@@ -11,7 +11,7 @@ from klora.files.canonical import is_embedder
 from klora.files.container import Container
 from klora.files.defects import UnknownDialectError, defect_error, shown
 from klora.files.dialects import DENOISER, DIALECTS, Dialect, Place
-from klora.files.kinds import Defect, Shape, kind_of
+from klora.files.kinds import WHOLE, Defect, Shape, kind_of
 from klora.files.models import BY_NAME
 from klora.files.models.text_encoders import GRAMMAR as TEXT_ENCODERS
 from klora.files.native import canonical_from_flat, canonical_name
@@ -68,7 +68,7 @@ def recognise(container: Container) -> Recognised:
     )
     targets: dict[str, Target] = {}
     for key in keys:
-        target = _target(key, placed.get(key), model)
+        target = _target(key, placed.get(key), model, container.entries[key].shape)
         if target is not None:
             targets[key] = target
     if dialect is None or len(targets) < len(keys):
@@ -103,7 +103,17 @@ def _shapes(placed: Mapping[str, tuple[Place, str]], container: Container) -> di
     for key, ((component, path), parameter) in placed.items():
         if component == DENOISER:
             grouped.setdefault(path, {})[parameter] = container.entries[key].shape
-    return {path: _shape(shapes) for path, shapes in grouped.items()}
+    # Vectors tell no model from another, and tables of modulations are under no layer's name.
+    layers = {path: shapes for path, shapes in grouped.items() if not _is_beside(shapes)}
+    return {path: _shape(shapes) for path, shapes in (layers or grouped).items()}
+
+
+def _is_beside(shapes: Mapping[str, Shape]) -> bool:
+    return all(parameter in WHOLE and _is_no_matrix(shape) for parameter, shape in shapes.items())
+
+
+def _is_no_matrix(shape: Shape) -> bool:
+    return len(shape) in (0, 1, 3)
 
 
 def _shape(shapes: Mapping[str, Shape]) -> Shape | None:
@@ -113,7 +123,7 @@ def _shape(shapes: Mapping[str, Shape]) -> Shape | None:
         return None
 
 
-def _target(key: str, placed: tuple[Place, str] | None, model: Identified) -> Target | None:
+def _target(key: str, placed: tuple[Place, str] | None, model: Identified, shape: Shape) -> Target | None:
     if bundled := _BUNDLED.fullmatch(key):
         return Target("embedding", bundled["name"], bundled["parameter"])
     if placed is None:
@@ -126,9 +136,12 @@ def _target(key: str, placed: tuple[Place, str] | None, model: Identified) -> Ta
     name = _denoiser_name(path, model)
     if name is not None:
         return Target(component, name, parameter, "embedder" if is_embedder(name) else None, path.text)
-    # Outside of the blocks there is no attention, so the comparison does without.
-    outside = model.reading is not None and not any(word.isdigit() for word in _WORD.split(path.text))
-    return Target(component, path.text, parameter, "other") if outside else None
+    # Outside of the blocks there is no attention, so the comparison does without; nor is there in a vector or
+    # a table of modulations.
+    outside = not any(word.isdigit() for word in _WORD.split(path.text))
+    if model.reading is not None and (outside or (parameter in WHOLE and _is_no_matrix(shape))):
+        return Target(component, path.text, parameter, "other")
+    return None
 
 
 def _denoiser_name(path: Path, model: Identified) -> str | None:

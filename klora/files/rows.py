@@ -18,12 +18,13 @@ class LayerRows:
     """dW of one layer, with alpha / rank, of which only the rows that are asked for are formed.
 
     Its tensors are read when this is made, which raises what `LoraLayer.delta` does, except for NaN and Inf:
-    nobody has looked at any row yet. Types that know no rows are formed whole.
+    nobody has looked at any row yet. Types that know no rows are formed whole. ``base`` is as there.
     """
 
-    def __init__(self, layer: LoraLayer) -> None:
+    def __init__(self, layer: LoraLayer, base: Tensor | None = None) -> None:
         self._layer = layer
-        self._form = _form(layer)
+        self._base = base
+        self._form = _form(layer, base)
 
     @property
     def shape(self) -> Shape:
@@ -36,13 +37,20 @@ class LayerRows:
 
     def whole(self) -> Tensor:
         """All of dW, of shape ``shape``."""
-        return self._layer.delta()
+        return self._layer.delta(self._base)
+
+    def energy_rank(self, share: float) -> int | None:
+        """As `LoraLayer.energy_rank`."""
+        return self._layer.energy_rank(share)
 
 
-def _form(layer: LoraLayer) -> Form:
+def _form(layer: LoraLayer, base: Tensor | None) -> Form:
     """How the layer's rows are formed; reads its tensors."""
     is_in_pieces = layer.rows is not None and len(layer.rows) > 1
-    if layer.needs_base or (is_in_pieces and layer.type.name != "lora"):
+    if layer.needs_base:
+        whole = _put_together(layer, base)
+        return lambda which, _into: whole[which]
+    if is_in_pieces and layer.type.name != "lora":
         whole = layer.delta().flatten(1)
         return lambda which, _into: whole[which]
     weights, scale = layer.weights_and_scale()
@@ -57,6 +65,15 @@ def _form(layer: LoraLayer) -> Form:
         return form_rows(layer.type, weights, None, places).flatten(1).to(torch.float32) * scale
 
     return form
+
+
+def _put_together(layer: LoraLayer, base: Tensor | None) -> Tensor:
+    """dW of a type that needs the clean weight, without a copy in fp64 of more than a block of it."""
+    whole, start = torch.empty(layer.shape), 0
+    for block in layer.delta_blocks(base):
+        whole[start : start + block.shape[0]] = block
+        start += block.shape[0]
+    return whole.flatten(1)
 
 
 def _lora(weights: Mapping[str, Tensor], scale: float, layer: LoraLayer) -> Form:

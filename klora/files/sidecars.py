@@ -16,6 +16,6 @@ def read_sidecar(path: Path, limit: int) -> str | None:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
             return None
-        return path.read_bytes()[:limit].decode("utf-8", "replace")
+        return path.read_bytes()[:limit].decode("utf-8-sig", "replace")
     except (OSError, ValueError, RuntimeError):
         return None

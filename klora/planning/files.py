@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from klora.files import LayerRows, LoraFile, LoraLayer, PairedLayer, pair_layers, read_lora
+from klora.files.checkpoint import Checkpoint
+from klora.files.models import BY_NAME
 from klora.planning.cast import Cast, LayerView
 from klora.planning.planner import Planner, make_planner
 from klora.planning.rewriting import check_base_models, rewritten
@@ -21,10 +24,19 @@ Formed = TypeVar("Formed")
 
 
 class FilePair:
-    """The LoRAs of two files, each at weight 1; raises `PairError` if they are for different base models."""
+    """The LoRAs of two files, each at weight 1; raises `PairError` if they are for different base models.
 
-    def __init__(self, content: LoraFile, style: LoraFile) -> None:
+    ``base_model`` is the checkpoint's file, for DoRA and GLoRA; of it only the layers that those change in
+    both files are read. Raises `LoraFileError` if it is not sound.
+    """
+
+    def __init__(
+        self, content: LoraFile, style: LoraFile, base_model: str | os.PathLike[str] | None = None
+    ) -> None:
         check_base_models(content, style)
+        known = next((one.base_model for one in (content, style) if one.base_model in BY_NAME), "unknown")
+        self._checkpoint = None if base_model is None else Checkpoint(base_model, known)
+        self._base_path = base_model
         self.names: tuple[str, ...] = (content.name, style.name)
         self._files = (content, style)
         self._pairs = {layer.name: layer for layer in pair_layers(content, style)}
@@ -36,20 +48,30 @@ class FilePair:
 
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32."""
-        return _both(self._pairs[layer], LoraLayer.delta)
+        return _both(self._pairs[layer], lambda one: one.delta(self._base_of(one)))
 
     def delta_rows(self, layer: str) -> tuple[LayerRows, LayerRows]:
         """The same, formed some rows at a time."""
-        return _both(self._pairs[layer], LayerRows)
+        return _both(self._pairs[layer], lambda one: LayerRows(one, self._base_of(one)))
+
+    def _base_of(self, layer: LoraLayer) -> Tensor | None:
+        """The clean weight that the layer's type needs, out of the checkpoint."""
+        if self._checkpoint is None or not layer.needs_base:
+            return None
+        return self._checkpoint.base_of(layer)
 
     def score_key(self) -> Hashable:
-        """Both files as they are on disk, and what a transform has made of them."""
-        return tuple((str(file.path), file_stamp(file.path), file.identity.rewritten) for file in self._files)
+        """All files as they are on disk, and what a transform has made of them."""
+        base = None if self._base_path is None else (str(self._base_path), file_stamp(self._base_path))
+        files = ((str(file.path), file_stamp(file.path), file.identity.rewritten) for file in self._files)
+        return (*files, base)
 
-    def lasting_key(self) -> Sequence[object]:
+    def lasting_key(self) -> Sequence[object] | None:
         """What both files hold, and what a transform has made of it. Nothing else matters: each is at
-        weight 1, and no type here needs a model.
+        weight 1. ``None`` with a checkpoint, which is too large to be read whole for its hash.
         """
+        if self._base_path is not None:
+            return None
         return [(content_hash(file.path), file.identity.rewritten) for file in self._files]
 
 
@@ -65,13 +87,17 @@ def _both(pair: PairedLayer, form: Callable[[LoraLayer], Formed]) -> tuple[Forme
 
 
 def planner_of_files(
-    content: LoraFile, style: LoraFile, settings: Settings, progress: Progress = iter
+    content: LoraFile,
+    style: LoraFile,
+    settings: Settings,
+    base_model: str | os.PathLike[str] | None = None,
+    progress: Progress = iter,
 ) -> Planner:
-    """The planner of two files; raises `LoraFileError` and `PairError`. ``progress`` wraps the layers that
-    are scored, which the console shows in any case.
+    """The planner of two files; ``base_model`` and errors as for `FilePair`. ``progress`` wraps the layers
+    that are scored, which the console shows in any case.
     """
     return make_planner(
-        FilePair(*rewritten(content, style, settings)),
+        FilePair(*rewritten(content, style, settings), base_model),
         Cast.of_pair(content.name, style.name),
         settings,
         lambda layers: progress(
@@ -88,12 +114,13 @@ def plan_files(
     *,
     guidance_scale: float | None = None,
     strength: float = 1.0,
+    base_model: str | os.PathLike[str] | None = None,
 ) -> Plan:
-    """The plan of a sampling of ``steps`` steps for two LoRA files.
+    """The plan of a sampling of ``steps`` steps for two LoRA files; ``base_model`` is as for `FilePair`.
 
     No sampler tells its noise levels here, so for the clock ``noise`` the timesteps are taken to lie
     evenly, from the share ``strength`` of the noise (img2img's denoising strength) to none. Raises
     `LoraFileError` for a bad file and `PairError` if the two do not fit together.
     """
-    planner = planner_of_files(read_lora(content), read_lora(style), settings)
+    planner = planner_of_files(read_lora(content), read_lora(style), settings, base_model)
     return planner.plan(evenly_spaced(steps, guidance_scale, strength=strength))

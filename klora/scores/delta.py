@@ -35,6 +35,11 @@ class DeltaRows(Protocol):
         """All of it, of shape ``shape``."""
         ...
 
+    def energy_rank(self, share: float) -> int | None:
+        """The smallest rank that holds ``share`` of the squared Frobenius norm, where its factors tell it
+        without forming it; else ``None``."""
+        ...
+
 
 class WholeDelta:
     """A dW that somebody formed whole. It is read, never written."""
@@ -55,6 +60,10 @@ class WholeDelta:
     def whole(self) -> Tensor:
         """The tensor itself."""
         return self._delta
+
+    def energy_rank(self, share: float) -> int | None:
+        """It has no factors."""
+        return None
 
 
 class Scratch:
@@ -97,3 +106,12 @@ def magnitudes(delta: DeltaRows, blocks: int, scratch: Scratch) -> Iterator[Tens
             yield torch.abs(block, out=room[: block.numel()].view(block.shape))
         else:
             yield room[: block.numel()].view(block.shape).copy_(block).abs_()
+
+
+def row_blocks(delta: DeltaRows, scratch: Scratch) -> Iterator[Tensor]:
+    """dW's rows in order, in blocks ``[rows, in * h * w]``; a block is gone when the next is asked for."""
+    rows, width = delta.shape[0], math.prod(delta.shape[1:])
+    height = max(1, min(rows, 4 * _BLOCK // width))
+    room = scratch.flat("block", height * width)
+    for start in range(0, rows, height):
+        yield delta.rows(slice(start, min(rows, start + height)), room)

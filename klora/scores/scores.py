@@ -12,9 +12,9 @@ from torch import Tensor
 
 from klora.errors import LoraFileError
 from klora.options import TopK
-from klora.scores.delta import DeltaRows, Scratch, WholeDelta
+from klora.scores.delta import DeltaRows, Scratch, WholeDelta, row_blocks
+from klora.scores.energy_rank import ENERGY_SHARE, energy_rank, energy_rank_of_rows
 from klora.scores.measures import MEASURES, TOTAL, measure_by_rows, measure_on_device
-from klora.scores.top_k import energy_rank
 
 Numbers = NDArray[np.float64]
 
@@ -52,7 +52,10 @@ def score_layer(
     if any(MEASURES[name].needs_k for name in measures):
         ranks = (1, 1)
         if top_k.kind == "rank":
-            ranks = (content_rank or _energy_rank(content), style_rank or _energy_rank(style))
+            ranks = (
+                content_rank or _energy_rank(content, scratch),
+                style_rank or _energy_rank(style, scratch),
+            )
         k = top_k.of(*ranks, elements=math.prod(content.shape))
     names = list(dict.fromkeys((TOTAL, *measures)))  # the total also tells whether all is finite
     sides = [_measured(delta, names, k, scratch) for delta in (content, style)]
@@ -73,9 +76,16 @@ def _measured(
     return measure_on_device(delta, names, k)
 
 
-def _energy_rank(delta: Tensor | DeltaRows) -> int:
-    whole = delta if isinstance(delta, Tensor) else delta.whole()
-    return energy_rank(whole.cpu() if whole.device.type == "mps" else whole)
+def _energy_rank(delta: Tensor | DeltaRows, scratch: Scratch) -> int:
+    if isinstance(delta, Tensor):
+        return energy_rank(delta.cpu() if delta.device.type == "mps" else delta)
+    known = delta.energy_rank(ENERGY_SHARE)
+    if known is not None:
+        return known
+    width = math.prod(delta.shape[1:])
+    if delta.shape[0] < width:
+        return energy_rank(delta.whole())
+    return energy_rank_of_rows(lambda: row_blocks(delta, scratch), width)
 
 
 def _not_finite(layer: str, file: str) -> LoraFileError:

@@ -11,9 +11,6 @@ _GROUP = 16
 # torch writes a float64 copy of what it sums in float64; copies of this size stay in the cache.
 _PIECE = 1 << 18
 
-#: Share of the squared Frobenius norm that the energy rank has to hold.
-ENERGY_SHARE = 0.99
-
 
 def top_k_sum(magnitudes: Tensor, k: int) -> float:
     """S = sum of the ``k`` largest ``|dW|`` (paper, equation 4), ``k`` clamped to the number of elements.
@@ -44,24 +41,3 @@ def total(magnitudes: Tensor) -> float:
     """Sum of all ``|dW|`` in float64; the numerator or denominator of gamma. NaN or Inf if dW has any."""
     pieces = torch.split(magnitudes.flatten(), _PIECE)
     return float(torch.stack([piece.sum(dtype=torch.float64) for piece in pieces]).sum())
-
-
-def energy_rank(delta: Tensor, share: float = ENERGY_SHARE) -> int:
-    """The smallest rank whose best approximation of dW holds ``share`` of its squared Frobenius norm.
-
-    Stands in for r in K = r_c * r_s where a LoRA type has no rank (full ``diff``, GLoRA). Convolutions
-    ``[out, in, h, w]`` are taken as ``[out, in * h * w]``. Eigenvalues of the smaller Gram matrix serve,
-    in float64, because the singular vectors are not needed. A dW that is not finite has rank 1 here; it is
-    refused by its total.
-    """
-    matrix = delta.detach().reshape(delta.shape[0], -1).to(torch.float64)
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix = matrix.T
-    gram = matrix @ matrix.T
-    if not bool(gram.isfinite().all()):
-        return 1
-    energies = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0)
-    held = energies.cumsum(0)
-    if held[-1] <= 0:
-        return 1
-    return int((held < share * held[-1]).sum()) + 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from klora.files import forward_position, host_layer_to_canonical, is_attention, ldm_name
-from klora.files.canonical import part_names, parts_of
+from klora.files.canonical import part_names, parts_of, whole_rows
 from klora.files.flat import flattened
 from klora.files.native import canonical_from_flat, canonical_name
 
@@ -212,3 +212,10 @@ def test_hostile_flat_names_are_no_names(flat: str) -> None:
 )
 def test_paths_that_no_model_has(path: str) -> None:
     assert canonical_name(path) is None
+
+
+@pytest.mark.parametrize(("rows", "whole"), [(36, 54), (6, 9), (4096, None), (7, None)])
+def test_the_rows_of_a_whole_follow_from_a_part_if_they_can(rows: int, whole: int | None) -> None:
+    """The MLP of Flux.2 has six ninths of the rows."""
+    name = "single_transformer_blocks.0.attn"
+    assert whole_rows(f"{name}.to_qkv_mlp_proj", {f"{name}.mlp_in": rows}) == whole

@@ -33,6 +33,7 @@ from klora.files.summary import summarise
 #: Of the processor, and of the clock, which a busy machine stretches and a pipe without a writer stops.
 SECONDS_A_CASE, WALL_SECONDS_A_CASE = 20, 600
 MEGABYTES = 1500
+LARGEST_FILE = 2**27
 RANK = 2
 HIDDEN = (6, 24, 64)
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "BOOL": 1, "F4": 1}
@@ -172,6 +173,7 @@ def write(path: Path, header: Header, metadata: dict[str, str], rng: random.Rand
         table[key] = {**entry, "data_offsets": [size, size + length]}
         size += length
     text = json.dumps(table).encode()
+    size = min(size, LARGEST_FILE)  # what is larger is cut short, which is a case of its own
     body = numbers(min(size, 2**22), rng)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text + body)

@@ -25,11 +25,16 @@ MODEL = BaseModel(
         ),
         Block("transformer_blocks.#", "double_blocks.#", without(DOUBLE, *_NOT_HERE), 19),
         Block("single_transformer_blocks.#", "single_blocks.#", without(SINGLE, *_NOT_HERE), 38),
+        # Of Chroma Radiance, which draws pixels.
+        Block("nerf_blocks.#", "nerf_blocks.#", (linear("param_generator", "param_generator"),)),
         Block("", "", tuple(leaf for leaf in AFTER if leaf.name == "proj_out")),
     ),
     {"transformer": (3072,)},
     words=("chroma",),
-    marks=tuple(f"{_APPROXIMATOR}.{leaf.name}" for leaf in (linear("in_proj"), *_LAYER, linear("out_proj"))),
+    marks=(
+        *(f"{_APPROXIMATOR}.{leaf.name}" for leaf in (linear("in_proj"), *_LAYER, linear("out_proj"))),
+        "nerf_blocks.#.param_generator",
+    ),
     configurations=("Chroma",),
     also_loads=("Flux",),
     hosts=("Neo",),

@@ -8,9 +8,10 @@ DOUBLE: tuple[Leaf, ...] = (
     linear("norm1.linear", "img_mod.lin", 6, 1, "img_mod.linear"),
     linear("norm1_context.linear", "txt_mod.lin", 6, 1, "txt_mod.linear"),
     fused("attn.to_qkv", "img_attn.qkv", QKV, "img_attn_qkv", attention=True),
-    *(attention(f"attn.to_{one}") for one in "qkv"),
+    # HunyuanImage's own code, and kohya's scripts for it, have them apart.
+    *(attention(f"attn.to_{one}", None, 1, 1, f"img_attn_{one}") for one in "qkv"),
     fused("attn.to_added_qkv", "txt_attn.qkv", ADDED_QKV, "txt_attn_qkv", attention=True),
-    *(attention(f"attn.add_{one}_proj") for one in "qkv"),
+    *(attention(f"attn.add_{one}_proj", None, 1, 1, f"txt_attn_{one}") for one in "qkv"),
     linear("attn.norm_q", "img_attn.norm.query_norm", None, None, "img_attn_q_norm"),
     linear("attn.norm_k", "img_attn.norm.key_norm", None, None, "img_attn_k_norm"),
     linear("attn.norm_added_q", "txt_attn.norm.query_norm", None, None, "txt_attn_q_norm"),
@@ -25,11 +26,11 @@ DOUBLE: tuple[Leaf, ...] = (
 SINGLE: tuple[Leaf, ...] = (
     linear("norm.linear", "modulation.lin", 3, 1, "modulation.linear"),
     fused("to_qkv_mlp", "linear1", (*QKV, ("proj_mlp", 4))),
-    linear("proj_mlp", None, 4, 1),
-    *(attention(f"attn.to_{one}") for one in "qkv"),
+    linear("proj_mlp", None, 4, 1, "linear1_mlp"),
+    *(attention(f"attn.to_{one}", None, 1, 1, f"linear1_{one}") for one in "qkv"),
     linear("attn.norm_q", "norm.query_norm", None, None, "q_norm"),
     linear("attn.norm_k", "norm.key_norm", None, None, "k_norm"),
-    linear("proj_out", "linear2", 1, 5),
+    linear("proj_out", "linear2", 1, 5, "linear2.fc", "linear2.linear"),
 )
 _REFINER = (
     fused("attn.to_qkv", "self_attn.qkv", QKV, "self_attn_qkv", attention=True),

@@ -20,6 +20,7 @@ _BLOCK = (
     linear("ffn.net.0.proj", "ffn.0"),
     linear("ffn.net.2", "ffn.2"),
 )
+_BEFORE, _AFTER = linear("proj_in", "before_proj"), linear("proj_out", "after_proj")
 _CONDITION = (
     linear("time_embedder.linear_1", "time_embedding.0"),
     linear("time_embedder.linear_2", "time_embedding.2"),
@@ -37,6 +38,8 @@ MODEL = BaseModel(
     (
         Block("", "", (linear("patch_embedding", "patch_embedding"),), embeds=True),
         Block("condition_embedder", "", _CONDITION, embeds=True),
+        # Of VACE: what the control pictures add, before the blocks that it is added to.
+        Block("vace_blocks.#", "vace_blocks.#", (_BEFORE, *_BLOCK, _AFTER), 8),
         Block("blocks.#", "blocks.#", _BLOCK, 40),
         Block("", "", (linear("proj_out", "head.head"),)),
     ),
