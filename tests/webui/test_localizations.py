@@ -26,10 +26,15 @@ ROOMS = (
     "schedule",
 )
 #: Answers of the HTTP routes, checks of a plot's axes, refusals of the command `merge`.
-NOT_IN_THE_PAGE = ("hosts/webui/routes.py", "hosts/webui/axes.py", "planning/static.py")
+NOT_IN_THE_PAGE = (
+    "hosts/webui/routes.py",
+    "hosts/webui/requests.py",
+    "hosts/webui/axes.py",
+    "planning/static.py",
+)
 FOR_PROGRAMMERS = ("settings do not change; use replace({}=...)", "there is no setting {}")
 #: Nothing but what it is filled with, or so little more that it would be taken for any sentence.
-TOO_SHORT = ("{}{}.", "{} is {}; {}.")
+TOO_SHORT = ("{}{}.", "{}: {}", "{} is {}; {}.")
 
 _PLACE = re.compile(r"\{\w*\}")
 _SAID = re.compile(r"""\bsay\(\s*["']([^"']+)["']""")

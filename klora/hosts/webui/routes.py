@@ -69,7 +69,7 @@ def answer_plan(request: Request) -> dict[str, Any]:
     from klora.schedule import evenly_spaced
 
     settings, steps, files = _question(request, "plan")
-    planner = planner_of_files(*files, settings, in_time)
+    planner = planner_of_files(*files, settings, progress=in_time)
     _check_size(len(planner.decided), steps)
     return planner.plan(evenly_spaced(steps)).as_json()
 
@@ -81,7 +81,7 @@ def answer_report(request: Request) -> dict[str, Any]:
 
     settings, steps, files = _question({"steps": 20, **request}, "report")
     _check_size(max(len(file.layers) for file in files), steps)
-    planner_of_files(*files, settings, in_time)  # the scores are kept for the report
+    planner_of_files(*files, settings, progress=in_time)  # the scores are kept for the report
     return report_of(*files, settings, steps).as_json()
 
 
