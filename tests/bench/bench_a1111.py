@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.steps import add_arguments, asked_request, asked_sides, compare
-from tests.hosts.conftest import FLAGS, HERE, PROJECT
+from tests.hosts.a1111 import FLAGS, HERE, PROJECT
 from tests.hosts.make_loras import make_loras
 from tests.hosts.server import WebUI, free_port, start
 

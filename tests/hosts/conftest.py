@@ -10,7 +10,6 @@ a folder of the test.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +18,9 @@ import pytest
 
 pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
 
+from tests.hosts.a1111 import link_extensions, make_a1111_models, running_a1111
 from tests.hosts.family import FORGE, NEO, REFORGE, FamilyWebUI, make_gguf, running
-from tests.hosts.make_loras import make_loras
-from tests.hosts.server import WebUI, free_port, start
-
-HERE = Path(__file__).parent
-PROJECT = HERE.parents[1]
-
-FLAGS = [
-    *("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
-    *("--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full", "--disable-safe-unpickle"),
-    *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing"),
-    *("--server-name", "127.0.0.1"),  # without it A1111 listens on every address under --nowebui
-]
+from tests.hosts.server import WebUI
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +42,7 @@ def a1111_python(a1111_root: Path) -> str:
 def models(a1111_root: Path, a1111_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny checkpoints, and LoRAs for them in ``loras``."""
     folder = tmp_path_factory.mktemp("models")
-    command = [a1111_python, str(HERE / "make_models.py"), str(a1111_root), str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, cwd=a1111_root, env=environment, capture_output=True)
-    (folder / "loras").mkdir()
-    for name in ("sd1-a", "sdxl"):
-        make_loras(folder / f"{name}.safetensors", folder / "loras")
+    make_a1111_models(a1111_root, a1111_python, folder)
     return folder
 
 
@@ -91,26 +75,17 @@ def reforge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The WebUI's data folder, with this extension and the probe linked in."""
     folder = tmp_path_factory.mktemp("data")
-    extensions = folder / "extensions"
-    extensions.mkdir()
-    (extensions / "sd-webui-klora").symlink_to(PROJECT)
-    (extensions / "klora-probe").symlink_to(HERE / "probe")
+    link_extensions(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def webui(a1111_root: Path, a1111_python: str, models: Path, data_folder: Path) -> Iterator[WebUI]:
     """AUTOMATIC1111, running."""
-    port = free_port()
-    folders = ["--data-dir", data_folder, "--ckpt-dir", models, "--lora-dir", models / "loras"]
-    flags = [*FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
-    log = data_folder / "webui.log"
-    process = start(a1111_python, a1111_root, flags, log, port)
-    yield WebUI(f"http://127.0.0.1:{port}")
-    process.terminate()
-    process.wait(30)
+    with running_a1111(a1111_root, a1111_python, models, data_folder) as webui:
+        yield webui
     if sys.exc_info()[0] is not None:  # pragma: no cover - for a reader of a failure
-        print(log.read_text(errors="replace")[-4000:])
+        print((data_folder / "webui.log").read_text(errors="replace")[-4000:])
 
 
 @pytest.fixture(scope="session")

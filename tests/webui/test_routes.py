@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from klora.hosts.common import library
+from klora.hosts.common.paths import without_paths
 from klora.hosts.webui import requests, routes
 from klora.planning import forget_scores, plan_files
 from klora.settings import Settings
@@ -157,7 +158,7 @@ def test_an_error_that_nobody_foresaw_tells_no_path(
     ],
 )
 def test_paths_are_taken_away(text: str, without: str) -> None:
-    assert requests.without_paths(text) == without
+    assert without_paths(text) == without
 
 
 def test_an_answer_has_a_largest_size(asked: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,12 +125,12 @@ class A1111Seam:
         try:
             yield
         finally:
-            self.branches.clear()
             self._shares.clear()
             self._shares.update(shares_before)
             for name, function in ours.items():
                 if getattr(self._networks, name) is function:  # else another extension wrapped it: inert now
                     setattr(self._networks, name, before[name])
+            self.branches.clear()
 
     def apply(self, shares: Mapping[str, LayerShares]) -> None:
         """Choose what each layer's next forward merges."""

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 from klora.errors import KloraError
+from klora.hosts.common.paths import without_paths
 
 T = TypeVar("T")
+
+#: What torch and the system say where no class of error does.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class OutOfMemoryError(KloraError):
+    """Memory ran out while K-LoRA was at work."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"K-LoRA: memory ran out ({what}); make the picture smaller, close other programs, or untick "
+            "K-LoRA."
+        )
+
+
+class DiskError(KloraError):
+    """The disk is full, or the system refuses to read or write."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"K-LoRA: the system would not read or write a file ({what}); make room on the disk or check the "
+            "file's permissions, then generate again."
+        )
 
 
 class UnforeseenError(KloraError):
@@ -44,4 +70,41 @@ def attempted(action: Callable[[], T]) -> T | KloraError:
         return error
     except Exception as error:  # noqa: BLE001
         traceback.print_exception(error)
-        return UnforeseenError(f"{type(error).__name__}: {error}")
+        return _named(error)
+
+
+def _named(error: Exception) -> KloraError:
+    what = without_paths(_first_line(error))
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
+        return OutOfMemoryError(what)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return DiskError(what)
+    return UnforeseenError(f"{type(error).__name__}: {what}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def done(action: Callable[[], T]) -> T:
+    """What ``action`` returns; raises its error in a sentence, as the host's API answers it."""
+    found = attempted(action)
+    if isinstance(found, KloraError):
+        raise for_api(found)
+    return found
+
+
+@contextmanager
+def in_sentences(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Inside ``context``: errors of its own, on the way in and out, are raised in sentences.
+
+    What happens inside is raised as it is.
+    """
+    done(context.__enter__)
+    try:
+        yield
+    except BaseException:
+        if not context.__exit__(*sys.exc_info()):
+            raise
+    else:
+        done(lambda: context.__exit__(None, None, None))

@@ -118,10 +118,10 @@ class ForgeDenoiser(PatchedDenoiser):
     def give_back(self) -> None:
         """Parameters and lists, unless the loader has made new ones."""
         if not self.was_loaded():
-            self.exchanged.restore()
             self._lists.restore()
+            self.exchanged.restore()
 
     def end(self) -> None:
         """Take our way of making rows out of the host's table too."""
-        self.give_back()
         self._functions.extra_weight_calculators.pop(_BY_ROWS, None)
+        self.give_back()

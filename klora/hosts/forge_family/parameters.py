@@ -49,9 +49,14 @@ class ExchangedParameters:
 
     def restore(self) -> None:
         """Give the model back what it held, on the devices where its parameters are by now."""
+        devices = {name: self.current(name).device for name in self._replaced}
         for name, original in self._replaced.items():
-            self._set(name, original.to(self.current(name).device))
+            self._set(name, original)  # which frees ours, so that the device has room
+        replaced = self._replaced
         self.forget()
+        for name, original in replaced.items():
+            if original.device != devices[name]:
+                self._set(name, original.to(devices[name]))
 
     def forget(self) -> None:
         """Leave the model as it is: its host has read other weights into it."""

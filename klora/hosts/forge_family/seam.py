@@ -10,7 +10,7 @@ written into, and all are put back.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError
-from klora.files import Identity
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import changed_layers
@@ -27,7 +26,7 @@ from klora.hosts.forge_family.reading import mark_of
 from klora.hosts.forge_family.regions import Region, Regions
 from klora.hosts.forge_family.side_branches import SideBranches
 from klora.hosts.forge_family.storage import shape_of
-from klora.planning import LayerView, content_hash, delta_digest
+from klora.planning import LayerView, content_hash, delta_digest, file_stamp
 from klora.schedule import LayerShares
 
 
@@ -87,7 +86,7 @@ class FamilySeam:
 
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
-        states = tuple((path, Identity.at(path), mark_of(path)) for path in self.paths[:2])
+        states = tuple((path, file_stamp(path), mark_of(path)) for path in self.paths[:2])
         return (self._checkpoint.file, states, *map(self._denoiser.patches.strengths, range(len(states))))
 
     def lasting_key(self) -> Sequence[object] | None:
@@ -121,18 +120,20 @@ class FamilySeam:
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
         """Exchange what is the host's while inside; all of it is put back on the way out."""
-        self._denoiser.begin()  # may refuse: another extension's script may have run after ours
-        self._deltas.forget()
-        self._held = layers
-        self._watch_over(self._denoiser.unet)
-        try:
+        with ExitStack() as stack:  # each is undone whatever happens in the others
+            stack.callback(lambda: self._denoiser.end())  # the one by then: a refiner may have taken over
+            stack.callback(self._forget)
+            stack.callback(lambda: self._branches.clear())
+            stack.callback(self._unwatch)
+            self._denoiser.begin()  # may refuse: another extension's script may have run after ours
+            self._deltas.forget()
+            self._held = layers
+            self._watch_over(self._denoiser.unet)
             yield
-        finally:
-            self._held = None
-            self._unwatch()
-            self._branches.clear()
-            self._in_place = {}
-            self._denoiser.end()
+
+    def _forget(self) -> None:
+        self._held = None
+        self._in_place = {}
 
     def apply(self, shares: Mapping[str, LayerShares]) -> None:
         """Let each layer apply the cast by these shares."""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from klora.errors import HostError
-from klora.files import Identity
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ChangedLayer, Layers, layers_of_file
 from klora.hosts.forge_family.reading import mark_of
+from klora.planning import file_stamp
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, Layer, RowDelta, fitted
 
@@ -121,7 +121,7 @@ class SideBranches:
         return [self._kept_of(place, path) for place, path in enumerate(self._paths)]
 
     def _kept_of(self, place: int, path: str) -> dict[str, RowDelta]:
-        key = (path, Identity.at(path), mark_of(path), self._denoiser.patches.strengths(place))
+        key = (path, file_stamp(path), mark_of(path), self._denoiser.patches.strengths(place))
         kept = _kept.setdefault(key, {})
         _kept.move_to_end(key)
         while len(_kept) > MOST_KEPT:

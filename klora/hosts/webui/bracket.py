@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from klora.errors import KloraError
-from klora.hosts.common.boundary import for_api
+from klora.hosts.common.boundary import done, for_api, in_sentences
 from klora.schedule import Moment, Position
 from klora.weights import Fusion
 
@@ -65,10 +65,10 @@ def bracket(sampler: Any, fusion: Fusion, told: Pass) -> None:
 
     def launch(steps: int, *arguments: Any, **keywords: Any) -> Any:
         _unwrap(sampler)
-        total_steps = getattr(getattr(sampler, "config", None), "total_steps", None)
-        position = Position(levels, steps, total_steps(steps) if callable(total_steps) else None)
+        position = done(lambda: _position(sampler, levels, steps))
         try:
-            with fusion.sampling(), told.rows(), _clock(sampler.model_wrap_cfg, fusion, position, told):
+            clock = _clock(sampler.model_wrap_cfg, fusion, position, told)
+            with in_sentences(fusion.sampling()), in_sentences(told.rows()), clock:
                 return original(steps, *arguments, **keywords)
         finally:
             told.finished(fusion)
@@ -77,6 +77,11 @@ def bracket(sampler: Any, fusion: Fusion, told: Pass) -> None:
         if hasattr(sampler, name):
             _wrap(sampler, name, _recording(getattr(sampler, name), levels, unused))
     _wrap(sampler, "launch_sampling", launch)
+
+
+def _position(sampler: Any, levels: list[float], steps: int) -> Position:
+    total_steps = getattr(getattr(sampler, "config", None), "total_steps", None)
+    return Position(levels, steps, total_steps(steps) if callable(total_steps) else None)
 
 
 @contextmanager
@@ -90,6 +95,9 @@ def _clock(denoiser: Any, fusion: Fusion, position: Position, told: Pass) -> Ite
         return Moment(step, position.steps, noise, guidance_scale, told.is_hires)
 
     def before_call(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        done(lambda: tell(arguments, keywords))
+
+    def tell(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         nonlocal has_begun
         given = keywords["sigma"] if "sigma" in keywords else arguments[1]
         level = float(given.flatten()[0])

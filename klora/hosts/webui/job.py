@@ -214,13 +214,15 @@ class Job:
         """After the host has loaded a batch's LoRAs: the same for the hires pass, and the infotext."""
         self._try(p, lambda: self._arrange_hires(p))
         told = self._first if self._first.settings is not None else self._hires
-        if told.settings is None or self._error is not None:
-            return
-        pair = None
-        if told.roles is not None and told.roles.problem is None:
-            pair = _named_pair(told.roles)
-        note = "; ".join(filter(None, (told.left_out, _note_of_guidance(told.settings, p))))
-        p.extra_generation_params.update(infotext.written(told.settings, pair, self._fallback, note))
+        settings = told.settings
+        if settings is not None and self._error is None:
+            self._error = attempted(lambda: self._write_infotext(p, told, settings))
+
+    def _write_infotext(self, p: Any, told: _PassCast, settings: Settings) -> None:
+        roles = told.roles
+        pair = _named_pair(roles) if roles is not None and roles.problem is None else None
+        note = "; ".join(filter(None, (told.left_out, _note_of_guidance(settings, p))))
+        p.extra_generation_params.update(infotext.written(settings, pair, self._fallback, note))
         if told.left_out is not None and hasattr(p, "comment"):
             p.comment(f"K-LoRA: LoRAs {told.left_out}")
 
@@ -300,8 +302,13 @@ class Job:
         bracket(p.sampler, fusion, told)
 
     def _finish_pass(self, fusion: Fusion) -> None:
-        if fusion.planner.cast.has_pair:
-            self.plans.append(fusion.plan())
+        if not fusion.planner.cast.has_pair:
+            return
+        plan = attempted(fusion.plan)
+        if isinstance(plan, KloraError):
+            print(plan)  # the picture is made, and right
+        else:
+            self.plans.append(plan)
 
     @property
     def settings(self) -> Settings:

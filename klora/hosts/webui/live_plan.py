@@ -47,7 +47,10 @@ def progress() -> str:
 
 def read_kept(path: str) -> LoraFile:
     """The LoRA file at ``path``, read again only if it has changed; raises `LoraFileError`."""
-    key = (path, Identity.at(path))
+    try:
+        key = (path, Identity.at(path))
+    except OSError:
+        return read_lora(path)  # says what is wrong with it
     if key not in _files:
         _files[key] = read_lora(path)
         while len(_files) > _MOST_KEPT:

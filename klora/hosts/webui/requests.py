@@ -6,7 +6,6 @@ Whoever may ask the WebUI's API may send anything; no request may fill its memor
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from threading import Lock, Semaphore
 from typing import Any, TypeVar
 
 from klora.errors import KloraError, PairError
+from klora.hosts.common.paths import without_paths
 
 #: Of the body. All settings written out are some 3 kB.
 MOST_BYTES = 100_000
@@ -32,11 +32,6 @@ MOST_TOLD = 1000
 
 Request = Mapping[str, object]
 T = TypeVar("T")
-
-_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\\/:*?\"'<>|\s]+)+[\\/](?=[^\\/\s])")
-_QUOTED_PATH = re.compile(
-    r"(?P<quote>['\"])(?:[A-Za-z]:)?[\\/][^'\"\n]*[\\/](?P<name>[^\\/'\"\n]*)(?P=quote)"
-)
 
 
 class RefusedRequestError(KloraError):
@@ -109,11 +104,3 @@ def told(error: KloraError) -> str:
     """An error as it leaves the server: of bounded length, and without paths."""
     text = without_paths(str(error))
     return text if len(text) <= MOST_TOLD else text[: MOST_TOLD - 1] + "…"
-
-
-def without_paths(text: str) -> str:
-    """``text`` with the folders of every absolute path taken away; the file's name stays.
-
-    A path with spaces is told by the quotes around it.
-    """
-    return _PATH.sub("", _QUOTED_PATH.sub(r"\g<quote>\g<name>\g<quote>", text))

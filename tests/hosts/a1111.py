@@ -1,0 +1,57 @@
+"""AUTOMATIC1111 as a server, with tiny checkpoints and LoRAs of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.hosts.make_loras import make_loras
+from tests.hosts.server import WebUI, free_port, start
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parents[1]
+
+FLAGS = [
+    *("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
+    *("--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full", "--disable-safe-unpickle"),
+    *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing"),
+    *("--server-name", "127.0.0.1"),  # without it A1111 listens on every address under --nowebui
+]
+
+
+def make_a1111_models(root: Path, python: str, folder: Path) -> None:
+    """The tiny checkpoints in ``folder``, and LoRAs for them in its ``loras``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [python, str(HERE / "make_models.py"), str(root), str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
+    (folder / "loras").mkdir()
+    for name in ("sd1-a", "sdxl"):
+        make_loras(folder / f"{name}.safetensors", folder / "loras")
+
+
+def link_extensions(data: Path) -> None:
+    """This extension and the probe in the WebUI's data folder."""
+    extensions = data / "extensions"
+    extensions.mkdir(parents=True)
+    (extensions / "sd-webui-klora").symlink_to(PROJECT)
+    (extensions / "klora-probe").symlink_to(HERE / "probe")
+
+
+@contextmanager
+def running_a1111(root: Path, python: str, models: Path, data: Path) -> Iterator[WebUI]:
+    """The WebUI for as long as the context lasts; its settings and its log lie in ``data``."""
+    if not (data / "extensions").exists():
+        link_extensions(data)
+    port = free_port()
+    folders = ["--data-dir", data, "--ckpt-dir", models, "--lora-dir", models / "loras"]
+    flags = [*FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
+    process = start(python, root, flags, data / "webui.log", port)
+    try:
+        yield WebUI(f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,1 @@
+"""Random jobs on a real WebUI, for a long time: see ``__main__.py``."""

@@ -1,0 +1,153 @@
+"""Acts done to a running WebUI, and the state that it is brought back to between them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.hosts.server import Answer, RefusedError, WebUI, left_half
+from tests.hosts.soak.answers import complaint
+from tests.hosts.soak.jobs import ROLES, Act
+
+_PAIR = "a cat <lora:{content}:1><lora:{style}:0.8>"
+
+
+class Stage:
+    """A running WebUI and three LoRAs of the soak's own in its folder, which acts may spoil."""
+
+    def __init__(self, webui: WebUI, loras: Path, mark: str, plain: Mapping[str, Any]) -> None:
+        """``plain`` are the options that the WebUI is brought back to."""
+        self._webui = webui
+        self._plain = dict(plain)
+        self._paths = {role: loras / f"soak-{mark}-{role}.safetensors" for role in ROLES}
+        self._whole = {role: (loras / f"{role}-sd1-a.safetensors").read_bytes() for role in ROLES}
+        self.names = {role: path.stem for role, path in self._paths.items()}
+        self.put_back()
+        webui.call("/sdapi/v1/refresh-loras", {})
+        self._base, self._added = self._pictures()
+
+    # --- The state between acts -----------------------------------------------------------------------
+
+    def put_back(self) -> None:
+        """The LoRA files and the options are as at the start."""
+        for role, path in self._paths.items():
+            if not path.exists() or path.read_bytes() != self._whole[role]:
+                path.write_bytes(self._whole[role])
+        self._webui.options(**self._plain)
+
+    def spoilt(self) -> str | None:
+        """Which of the two pictures is no longer what it was at the start, bit for bit; ``None`` if none."""
+        self.put_back()
+        base, added = self._pictures()
+        wrong = [
+            name
+            for name, one, other in (("base", base, self._base), ("added", added, self._added))
+            if one != other
+        ]
+        return f"the {' and the '.join(wrong)} picture changed" if wrong else None
+
+    def remove_files(self) -> None:
+        """Leave nothing of the soak's in the WebUI's folder."""
+        for path in self._paths.values():
+            path.unlink(missing_ok=True)
+
+    def _pictures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        added = self._webui.txt2img(self._filled(_PAIR)).pixels
+        return self._webui.txt2img("a cat ").pixels, added
+
+    # --- Acts -----------------------------------------------------------------------------------------
+
+    def do(self, act: Act) -> str | None:
+        """Do it; what is wrong with the answer, or ``None``."""
+        if act.kind == "together":
+            return self._together(act)
+        try:
+            if act.kind == "file":
+                self._change_file(act.data)
+            elif act.kind == "options":
+                self._webui.options(**act.data)
+            elif act.kind == "ask":
+                self._webui.call(f"/klora/v1/{act.data['path']}", self._filled(act.data["body"]))
+            else:
+                self._picture(act)
+        except RefusedError as refused:
+            is_ours = act.klora is not None or act.kind == "ask" or "<klora" in str(act.data)
+            return complaint(refused, is_ours=is_ours)
+        return None
+
+    def _together(self, act: Act) -> str | None:
+        found: list[str | None] = []
+        threads = [threading.Thread(target=lambda one=one: found.append(self.do(one))) for one in act.parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if len(found) < len(threads):
+            return "a client got no answer"
+        return "; ".join(filter(None, found)) or None
+
+    def _picture(self, act: Act) -> None:
+        request = self._filled(dict(act.data))
+        prompt, klora = request.pop("prompt"), self._filled(act.klora)
+        stopping = threading.Thread(target=self._stop, args=(act,))
+        if act.stop:
+            stopping.start()
+        try:
+            if act.kind == "img2img":
+                start = _gradient()
+                if request.pop("mask", False):
+                    request["mask"] = left_half(start.size)
+                self._webui.img2img(prompt, klora, init=start, **request)
+            else:
+                self._webui.txt2img(prompt, klora, **request)
+        finally:
+            if act.stop:
+                stopping.join()
+
+    def _stop(self, act: Act) -> None:
+        time.sleep(act.stop_after)
+        self._webui.call(f"/sdapi/v1/{act.stop}", {})
+
+    def _change_file(self, data: Mapping[str, Any]) -> None:
+        role, path = data["role"], self._paths[data["role"]]
+        if data["do"] == "remove":
+            path.unlink(missing_ok=True)
+        elif data["do"] == "damage":
+            path.write_bytes(self._whole[role][: len(self._whole[role]) * data["seed"] // 1000])
+        elif data["do"] == "put back":
+            path.write_bytes(self._whole[role])
+        else:
+            path.write_bytes(self._whole[role])
+            save_file(_other(load_file(path), data["seed"]), path)
+
+    def _filled(self, value: Any) -> Any:
+        """``value`` with the LoRAs' names in place of ``{content}`` and so on."""
+        if isinstance(value, str):
+            for role, name in self.names.items():
+                value = value.replace(f"{{{role}}}", name)
+            return value
+        if isinstance(value, Mapping):
+            return {name: self._filled(one) for name, one in value.items()}
+        return value
+
+
+def _other(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(one.shape, generator=generator).to(one.dtype) * one.float().std().to(one.dtype)
+        if one.ndim
+        else one
+        for name, one in tensors.items()
+    }
+
+
+def _gradient() -> Answer:
+    """A picture to start from."""
+    raw = bytes(value for y in range(64) for x in range(64) for value in (4 * x, 4 * y, 128))
+    return Answer((), raw, (), (64, 64))

@@ -1,0 +1,103 @@
+"""The parts of the soak that need no WebUI: its jobs, its judgement of answers, and the way to a short
+list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
+
+from tests.hosts.server import RefusedError
+from tests.hosts.soak.answers import complaint
+from tests.hosts.soak.jobs import Act, Offer, drawn_acts
+from tests.hosts.soak.shrink import shrunk, slope
+
+OFFER = Offer(("Euler a", "DDIM"), {"lora_functional": (False, True)})
+
+
+def test_a_seed_is_one_list_of_acts() -> None:
+    acts = drawn_acts(5, 40, OFFER)
+    assert drawn_acts(5, 40, OFFER) == acts
+    assert drawn_acts(5, 20, OFFER) == acts[:20]
+    assert drawn_acts(6, 40, OFFER) != acts
+
+
+def test_all_that_is_promised_is_drawn() -> None:
+    acts = drawn_acts(1, 3000, OFFER)
+    flat = [part for act in acts for part in (act.parts or (act,))]
+    assert {act.kind for act in acts} == {"picture", "img2img", "together", "ask", "file", "options"}
+    assert {act.stop for act in flat} == {"", "interrupt", "skip"}
+    assert {act.data["do"] for act in flat if act.kind == "file"} == {
+        "replace",
+        "damage",
+        "remove",
+        "put back",
+    }
+    assert max(len(act.parts) for act in acts) == 4
+    requests = [act.data for act in flat if act.kind in ("picture", "img2img")]
+    for wanted in ("enable_hr", "refiner_checkpoint", "mask", "batch_size", "hr_prompt"):
+        assert any(wanted in request for request in requests)
+    boxes = [act.klora for act in flat if act.klora is not None]
+    assert {box["rule"] for box in boxes if "rule" in box} >= {"K-LoRA", "smooth", "EST", "weights", "turns"}
+    assert {box["mode"] for box in boxes if "mode" in box} >= {"K-LoRA", "added", "content only", "off"}
+    assert {box["transform"] for box in boxes if "transform" in box} >= {"none", "NP-LoRA", "SSR"}
+    assert any("alhpa" in box for box in boxes)
+    assert all(json.dumps(dict(request)) for request in requests)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "is_fault"),
+    [
+        (422, '{"detail": "K-LoRA needs two LoRAs, found none: add them."}', False),
+        (422, '{"error": "PairError", "detail": "K-LoRA: LoRA x was not found; check its name."}', False),
+        (422, '{"detail": [{"loc": ["body", "steps"], "msg": "not an integer"}]}', False),
+        (404, '{"detail": "Sampler not found"}', False),
+        (422, '{"detail": "K-LoRA met an error that it does not know (KeyError: 1); report it."}', True),
+        (500, '{"error": "RuntimeError", "detail": "", "errors": "The size of tensor a must match"}', True),
+        (500, "Internal Server Error", True),
+        (500, '{"detail": "K-LoRA: LoRA x was not found; check its name."}', True),
+    ],
+)
+def test_answers_are_judged(status: int, text: str, is_fault: bool) -> None:
+    assert (complaint(RefusedError(status, text), is_ours=True) is not None) == is_fault
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 59), min_size=1, max_size=3))
+def test_the_shortest_list_is_what_the_failure_needs(needed: set[int]) -> None:
+    def fails(part: Sequence[int]) -> bool:
+        return needed <= set(part)
+
+    assert shrunk(range(60), fails, 1000) == sorted(needed)
+
+
+def test_trials_are_bounded_and_the_result_still_fails() -> None:
+    calls: list[list[int]] = []
+
+    def fails(part: Sequence[int]) -> bool:
+        calls.append(list(part))
+        return {3, 47} <= set(part)
+
+    found = shrunk(range(60), fails, 5)
+    assert len(calls) == 5
+    assert fails(found)
+    assert len(found) < 60
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((), 0), ((5,), 0), ((1, 3, 5), 2), ((4, 4, 4, 4), 0), ((0, 1, 0, 1), 0.2)]
+)
+def test_the_slope(values: tuple[float, ...], expected: float) -> None:
+    assert slope(values) == pytest.approx(expected)
+
+
+def test_an_act_tells_what_it_is() -> None:
+    act = Act("picture", {"prompt": "a cat"}, {"alpha": 1}, "skip", 0.5)
+    assert str(act) == "picture {'prompt': 'a cat'} K-LoRA {'alpha': 1}, skip after 0.5 s"
+    assert str(Act("together", parts=(act, act))).count("skip after") == 2
