@@ -65,7 +65,7 @@ def test_all_that_is_promised_is_drawn() -> None:
     ],
 )
 def test_answers_are_judged(status: int, text: str, is_fault: bool) -> None:
-    assert (complaint(RefusedError(status, text), is_ours=True) is not None) == is_fault
+    assert (complaint(RefusedError(status, text)) is not None) == is_fault
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,6 +20,7 @@ from klora.scores import TOTAL, Scores
 from klora.settings import TopK
 from tests.engine.lora_files import write_lora
 from tests.jobs.conftest import SCRIPT
+from tests.jobs.fake_webui import BOTH
 from tests.jobs.fakes import ATTENTION, CANONICAL, FakeModel, NetworkModuleLora, install, make_network
 from tests.jobs.test_a1111_seam import CHECKPOINT, Scene
 from tests.webui.conftest import FakeEntry, FakeHost
@@ -118,6 +119,24 @@ def test_a_file_that_was_replaced_while_its_numbers_are_in_memory(
     expected = [float(3 * old[name].abs().sum()) for name in CANONICAL]
     assert fresh.style(TOTAL).tolist() == pytest.approx(expected)
     assert (fresh.style(TOTAL) != stale.style(TOTAL)).all()
+
+
+def test_a_picture_leaves_nothing_on_disk_but_scores(
+    webui: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    for at, (name, network) in enumerate(webui.known.items()):
+        network.network_on_disk.filename = str(write_lora(loras / f"{name}.safetensors", seed=at))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)  # the host's data folder, too
+    keep_scores_in(tmp_path / "cache" / "klora")
+    webui.generate(BOTH, {})
+    keep_scores_in(None)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = {path for path in after if path.parent == tmp_path / "cache" / "klora"}
+    assert kept
+    assert {path: raw for path, raw in after.items() if path not in kept} == before
 
 
 def _make_glora(scene: Scene) -> None:

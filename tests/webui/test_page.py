@@ -53,6 +53,21 @@ def test_script_and_style_are_light() -> None:
     assert sum(one.stat().st_size for one in files) < MOST_BYTES
 
 
+def test_the_page_makes_no_markup_of_text() -> None:
+    """Names and sentences come from files and prompts: they are set as text and attributes alone."""
+    ways = (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "srcdoc",
+    )
+    scripts = {one.name: one.read_text(encoding="utf-8") for one in SCRIPTS.glob("*.js")}
+    assert [(name, way) for name, text in scripts.items() for way in ways if way in text] == []
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=6, max_size=6))
 def test_the_page_mixes_the_colours_of_the_printed_plan(numbers: list[tuple[float, float]]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import sys
+from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from klora.errors import LoraFileError, PairError
 from klora.hosts.webui import pair_view
+from tests.engine.lora_files import write_lora
 
-from .conftest import FakeHost
+from .conftest import FakeEntry, FakeHost
 
 
 @pytest.fixture
@@ -44,6 +49,38 @@ def test_a_card_names_base_model_rank_and_trigger_words(host: FakeHost, files: N
     assert ">sks fox</button>" in text
     assert ">&quot;&amp;</button>" in text
     assert "Style" not in text
+
+
+HOSTILE = "\"><script>alert('&')</script>"
+
+
+def test_a_file_whose_name_and_words_are_markup(host: FakeHost, tmp_path: Path) -> None:
+    """A real file, read as every other; its words are in its metadata."""
+    path = write_lora(tmp_path / "evil.safetensors")
+    words = {"modelspec.trigger_phrase": f'{HOSTILE}, a " onclick=alert(1) b'}
+    save_file(load_file(path), path, {**words, "ss_base_model_version": HOSTILE})
+    host.networks.on_disk.append(FakeEntry(HOSTILE, HOSTILE, str(path)))
+    host.networks.list_available_networks()
+    text = pair_view.notes(HOSTILE, HOSTILE)
+    assert html.escape(HOSTILE) in text
+    assert "onclick" in text
+    found = Tags()
+    found.feed(text)
+    assert found.names <= {"div", "span", "b", "p", "button", "img"}
+    assert found.attributes <= {"class", "aria-hidden", "type", "title", "src", "alt", "loading"}
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would make elements and attributes of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
 
 
 def test_no_trigger_word_can_load_a_lora(host: FakeHost, files: None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, TypeVar
 
 from klora.errors import KloraError
@@ -79,7 +79,8 @@ def _named(error: Exception) -> KloraError:
         return OutOfMemoryError(what)
     if isinstance(error, OSError) and error.strerror is not None:
         return DiskError(what)
-    return UnforeseenError(f"{type(error).__name__}: {what}")
+    named = f"{type(error).__name__}: {what}"
+    return UnforeseenError(named)
 
 
 def _first_line(error: Exception) -> str:
@@ -94,17 +95,22 @@ def done(action: Callable[[], T]) -> T:
     return found
 
 
-@contextmanager
-def in_sentences(context: AbstractContextManager[Any]) -> Iterator[None]:
+class InSentences(AbstractContextManager[None]):
     """Inside ``context``: errors of its own, on the way in and out, are raised in sentences.
 
     What happens inside is raised as it is.
     """
-    done(context.__enter__)
-    try:
-        yield
-    except BaseException:
-        if not context.__exit__(*sys.exc_info()):
-            raise
-    else:
-        done(lambda: context.__exit__(None, None, None))
+
+    def __init__(self, context: AbstractContextManager[Any]) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        done(self._context.__enter__)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if error is not None:
+            return self._context.__exit__(kind, error, trace)
+        done(lambda: self._context.__exit__(None, None, None))
+        return None

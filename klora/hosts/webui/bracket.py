@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from klora.errors import KloraError
-from klora.hosts.common.boundary import done, for_api, in_sentences
+from klora.hosts.common.boundary import InSentences, done, for_api
 from klora.schedule import Moment, Position
 from klora.weights import Fusion
 
@@ -68,7 +68,7 @@ def bracket(sampler: Any, fusion: Fusion, told: Pass) -> None:
         position = done(lambda: _position(sampler, levels, steps))
         try:
             clock = _clock(sampler.model_wrap_cfg, fusion, position, told)
-            with in_sentences(fusion.sampling()), in_sentences(told.rows()), clock:
+            with InSentences(fusion.sampling()), InSentences(told.rows()), clock:
                 return original(steps, *arguments, **keywords)
         finally:
             told.finished(fusion)

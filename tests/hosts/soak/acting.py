@@ -77,9 +77,20 @@ class Stage:
             else:
                 self._picture(act)
         except RefusedError as refused:
-            is_ours = act.klora is not None or act.kind == "ask" or "<klora" in str(act.data)
-            return complaint(refused, is_ours=is_ours)
+            found = complaint(refused)
+            return None if found is None or self._fails_without_us(act, refused) else found
         return None
+
+    def _fails_without_us(self, act: Act, refused: RefusedError) -> bool:
+        """Whether the WebUI alone, asked for the same without any LoRA, fails with the same status."""
+        if act.kind not in ("picture", "img2img"):
+            return False
+        plain = {name: value for name, value in act.data.items() if name != "hr_prompt"}
+        try:
+            self._picture(Act(act.kind, {**plain, "prompt": "a cat"}))
+        except RefusedError as own:
+            return own.status == refused.status
+        return False
 
     def _together(self, act: Act) -> str | None:
         found: list[str | None] = []

@@ -15,14 +15,14 @@ _UNFORESEEN = "K-LoRA met an error that it does not know"
 _ABOUT_INPUT = (404, 413, 422, 429)
 
 
-def complaint(refused: RefusedError, *, is_ours: bool) -> str | None:
-    """What is wrong with a refusal, or ``None``; ``is_ours``: of a job that K-LoRA had to do with."""
+def complaint(refused: RefusedError) -> str | None:
+    """What is wrong with a refusal, or ``None``."""
     told = _told(refused.text)
     if told.startswith("K-LoRA") and not told.startswith(_UNFORESEEN):
         return None if refused.status in _ABOUT_INPUT else f"status {refused.status} with: {told}"
     if refused.status in _ABOUT_INPUT and not told.startswith(_UNFORESEEN):
         return None
-    return f"{'' if is_ours else 'without K-LoRA, '}status {refused.status}: {told}"
+    return f"status {refused.status}: {told}"
 
 
 def _told(text: str) -> str:
