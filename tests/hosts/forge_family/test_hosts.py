@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from klora.errors import HostError, LoraFileError, PairError
+from klora.errors import HostError, KloraError, LoraFileError, PairError
 from klora.hosts.forge import ForgeHost
 from klora.hosts.model_patcher import ModelPatcherHost
 from klora.hosts.which import this_host
@@ -286,20 +286,31 @@ def test_a_file_damaged_just_before_the_host_reads_it_again(webui: FakeWebUI, lo
         torch.testing.assert_close(webui.run(given), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("alpha"), r"once more \(KeyError: 'alpha'\): fox, ink; take out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), r"memory ran out \(CUDA out of memory\); make"),
+    ],
+)
 @plain
 def test_a_host_that_cannot_read_a_sound_file_again(
-    webui: FakeWebUI, loras: list[Lora], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    webui: FakeWebUI,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    sentence: str,
 ) -> None:
     given = batch()
     base = webui.own_picture(given, fox=1.0, ink=1.0)
     p = webui.job(fox=1.0, ink=1.0)
 
     def fails(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(webui.networks, "load_lora_state_dict", fails)
-        with pytest.raises(LoraFileError, match=r"OutOfMemoryError: CUDA.*: fox, ink; take out") as caught:
+        with pytest.raises(KloraError, match=sentence) as caught:
             webui.adapter.after_activation(p, ("fox", "ink"))
     assert "report it" not in str(caught.value)
     assert "Traceback" in capsys.readouterr().err
