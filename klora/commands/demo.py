@@ -42,8 +42,8 @@ def run(arguments: Namespace) -> int:
 
     weights = arguments.weights or demo.WEIGHTS
     if arguments.list:
-        for kind in ("content", "style"):
-            print(f"{kind}: {', '.join(demo.names(kind, weights)) or 'none'}")
+        for role in ("content", "style"):
+            print(f"{role}: {', '.join(demo.names(role, weights)) or 'none'}")
         return 0
     demo.settle_threads()
     pair = demo.choose_pair(arguments.content, arguments.style, weights)

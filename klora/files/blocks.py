@@ -19,19 +19,19 @@ _UNET = re.compile(r"(down|up)_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|(
 _TRANSFORMER = re.compile(r"(single_)?transformer_blocks\.(\d+)\..+")
 _NUMBERED = re.compile(r"(?:[a-z_]+\.)*?[a-z_]+\.(\d+)\..+")
 
-#: Kinds of blocks that have a number, and the one that has none.
+#: Groups of blocks that have a number, and the one that has none.
 NUMBERED = ("in", "out", "double", "single", "block")
 MIDDLE = "mid"
 
 
 class LayerBlock(NamedTuple):
-    """``kind`` is ``in``, ``mid``, ``out``, ``double``, ``single`` or ``block``; of ``mid``, number is 0."""
+    """``group`` is ``in``, ``mid``, ``out``, ``double``, ``single`` or ``block``; of ``mid``, number is 0."""
 
-    kind: str
+    group: str
     number: int
 
     def __str__(self) -> str:
-        return self.kind if self.kind == MIDDLE else f"{self.kind}{self.number}"
+        return self.group if self.group == MIDDLE else f"{self.group}{self.number}"
 
 
 def block_of_layer(layer: str) -> LayerBlock | None:

@@ -10,24 +10,24 @@ NO_LOCKS = "auto"
 #: What a lock may say, in its normal spelling: content, style, both, neither, or what the rule decides.
 CHOICES = ("C", "S", "both", "none", "auto")
 
-_KINDS = {"in": 11, "out": 11, "double": 199, "single": 199, "block": 199}
+_LAST = {"in": 11, "out": 11, "double": 199, "single": 199, "block": 199}
 _BLOCKS = re.compile(r"(in|out|double|single|block)(\d{1,3})(?:-(\d{1,3}))?|mid")
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The blocks ``first`` to ``last`` of a ``kind`` (both 0 for ``mid``), and one of `CHOICES`."""
+    """The blocks ``first`` to ``last`` of a ``group`` (both 0 for ``mid``), and one of `CHOICES`."""
 
-    kind: str
+    group: str
     first: int
     last: int
     choice: str
 
     def __str__(self) -> str:
-        if self.kind == "mid":
+        if self.group == "mid":
             return f"mid={self.choice}"
         numbers = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
-        return f"{self.kind}{numbers}={self.choice}"
+        return f"{self.group}{numbers}={self.choice}"
 
 
 def parse_locks(text: str) -> tuple[Lock, ...]:
@@ -57,6 +57,6 @@ def _lock(part: str) -> Lock:
         return Lock("mid", 0, 0, choice)
     first = int(found[2])
     last = first if found[3] is None else int(found[3])
-    if not first <= last <= _KINDS[found[1]]:
-        raise ValueError(f"{part} has numbers out of order or above {_KINDS[found[1]]}, the last {found[1]}")
+    if not first <= last <= _LAST[found[1]]:
+        raise ValueError(f"{part} has numbers out of order or above {_LAST[found[1]]}, the last {found[1]}")
     return Lock(found[1], first, last, choice)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from klora.errors import SettingsError
 
-SettingKind = Literal["flag", "choice", "number", "text", "lora", "preset"]
+SettingType = Literal["flag", "choice", "number", "text", "lora", "preset"]
 SettingValue = bool | float | str
 
 #: Values of settings by their names, each valid.
@@ -32,7 +32,7 @@ class Setting:
     """
 
     name: str
-    kind: SettingKind
+    type: SettingType
     label: str
     default: SettingValue
     help: str
@@ -59,11 +59,11 @@ class Setting:
 
     def parse(self, value: object) -> SettingValue:
         """Return ``value`` as this setting's type, or raise `SettingsError` naming it and the remedy."""
-        if self.kind == "flag":
+        if self.type == "flag":
             return self._parse_flag(value)
-        if self.kind == "number":
+        if self.type == "number":
             return self._parse_number(value)
-        if self.kind == "choice":
+        if self.type == "choice":
             return self._parse_choice(value)
         return self._parse_text(value)
 
@@ -104,7 +104,7 @@ class Setting:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise self._refuse(value, "write a text")
         text = str(value).strip()
-        if self.kind == "lora":
+        if self.type == "lora":
             for choice in self.choices:
                 if choice.lower() == text.lower():
                     return choice
@@ -121,7 +121,7 @@ class Setting:
         """Describe the setting for the API: type, default, choices or range, label, help."""
         described: dict[str, Any] = {
             "name": self.name,
-            "type": self.kind,
+            "type": self.type,
             "default": self.default,
             "label": self.label,
             "help": self.help,
@@ -129,7 +129,7 @@ class Setting:
         }
         if self.choices:
             described["choices"] = list(self.choices)
-        if self.kind == "number":
+        if self.type == "number":
             described["minimum"] = self.minimum
             described["maximum"] = self.maximum
         return described

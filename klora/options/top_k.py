@@ -17,7 +17,7 @@ class TopK:
     the layer's elements. Always clamped to 1 .. number of elements.
     """
 
-    kind: Literal["rank", "fixed", "share"]
+    form: Literal["rank", "fixed", "share"]
     amount: float = 0.0
 
     @staticmethod
@@ -38,15 +38,15 @@ class TopK:
         raise ValueError(_REMEDY)
 
     def __str__(self) -> str:
-        if self.kind == "rank":
+        if self.form == "rank":
             return "rank"
-        return f"{self.amount:.12g}%" if self.kind == "share" else str(int(self.amount))
+        return f"{self.amount:.12g}%" if self.form == "share" else str(int(self.amount))
 
     def of(self, rank_content: int, rank_style: int, elements: int) -> int:
         """K for a layer of ``elements`` weights whose LoRAs have these ranks."""
-        if self.kind == "rank":
+        if self.form == "rank":
             wanted = rank_content * rank_style
-        elif self.kind == "fixed":
+        elif self.form == "fixed":
             wanted = int(self.amount)
         else:
             wanted = round(self.amount / 100 * elements)

@@ -36,17 +36,17 @@ def locked_layers(rule: Rule, values: Values, layers: Sequence[str]) -> LockedLa
     """What the setting ``locks`` fixes among the decided ``layers``; ``None`` if nothing.
 
     A later lock wins over an earlier one. C and S give the layer to one LoRA as if it had won it by the rule.
-    Raises `SettingsError` for blocks of a kind that none of the layers has.
+    Raises `SettingsError` for blocks of a group that none of the layers has.
     """
     locks = parse_locks(str(values["locks"]))
     if not locks:
         return None
     blocks = [block_of_layer(layer) for layer in layers]
-    _refuse_other_kinds(locks, {block.kind for block in blocks if block is not None})
+    _refuse_other_groups(locks, {block.group for block in blocks if block is not None})
     chosen: dict[int, str] = {}
     for lock in locks:
         for place, block in enumerate(blocks):
-            if block is not None and block.kind == lock.kind and lock.first <= block.number <= lock.last:
+            if block is not None and block.group == lock.group and lock.first <= block.number <= lock.last:
                 chosen[place] = lock.choice
     rows = _rows(rule, values)
     fixed = {place: rows[choice] for place, choice in chosen.items() if choice in rows}
@@ -63,10 +63,10 @@ def _rows(rule: Rule, values: Values) -> dict[str, Numbers]:
     return {"C": won[0], "S": won[1], "both": np.ones(2), "none": np.zeros(2)}
 
 
-def _refuse_other_kinds(locks: Sequence[Lock], kinds: set[str]) -> None:
+def _refuse_other_groups(locks: Sequence[Lock], groups: set[str]) -> None:
     for lock in locks:
-        if kinds and lock.kind not in kinds:
-            known = ", ".join(sorted(kinds))
+        if groups and lock.group not in groups:
+            known = ", ".join(sorted(groups))
             raise SettingsError(
                 f"K-LoRA: locks is {lock}, but these LoRAs have no such block; theirs are called {known}."
             )

@@ -39,10 +39,10 @@ class Est(Rule):
         """The ratio of the total energies; ``published`` is the mean ratio of L1 norms, as its authors' code
         has it: that drops no outliers.
         """
-        kind = contest.text("gamma")
-        if kind == "published":
+        choice = contest.text("gamma")
+        if choice == "published":
             return mean_ratio(contest.scores.content(TOTAL), contest.scores.style(TOTAL))
-        return gamma(kind, contest.scores.content(ENERGY), contest.scores.style(ENERGY))
+        return gamma(choice, contest.scores.content(ENERGY), contest.scores.style(ENERGY))
 
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """1 for the winner, ``keep`` for the loser."""

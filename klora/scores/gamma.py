@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 
 
-def gamma(kind: str, content_totals: Numbers, style_totals: Numbers) -> float:
+def gamma(choice: str, content_totals: Numbers, style_totals: Numbers) -> float:
     """gamma from the per-layer sums of ``|dW|``, each ``[layers]``.
 
     ``paper``: sum(content) / sum(style). ``published``: mean over layers of content / style, after
     dropping the ratios of three times the mean or more. ``off``: 1. A style LoRA that is zero in
     every layer gives 1, so that the comparison stays defined (content then wins everywhere).
     """
-    if kind == "off" or not style_totals.sum() > 0:
+    if choice == "off" or not style_totals.sum() > 0:
         return 1.0
-    if kind == "paper":
+    if choice == "paper":
         return float(content_totals.sum() / style_totals.sum())
     return mean_ratio(content_totals, style_totals, outlier=3.0)
 

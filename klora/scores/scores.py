@@ -51,7 +51,7 @@ def score_layer(
     k = 0
     if any(MEASURES[name].needs_k for name in measures):
         ranks = (1, 1)
-        if top_k.kind == "rank":
+        if top_k.form == "rank":
             ranks = (
                 content_rank or _energy_rank(content, scratch),
                 style_rank or _energy_rank(style, scratch),

@@ -323,7 +323,7 @@ def rule_settings() -> tuple[Setting, ...]:
 
 def shown(setting: Setting, value: SettingValue) -> str:
     """A value as text that reads back as the same value, numbers as short as that allows."""
-    if setting.kind == "number":
+    if setting.type == "number":
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
     return str(value)

@@ -208,7 +208,7 @@ OFFERED = [rule for rule in RULES if not rule.is_for_lab_only]
 
 @pytest.mark.parametrize("rule", OFFERED, ids=lambda rule: rule.name)
 def test_every_rule_and_its_settings_are_options(pair: list[str], tmp_path: Path, rule: Rule) -> None:
-    settings = [one for one in rule.settings if one.kind == "number"]
+    settings = [one for one in rule.settings if one.type == "number"]
     options = [word for one in settings for word in (f"--{one.name.replace('_', '-')}", str(one.maximum))]
     told = plan_of(pair, tmp_path, "--steps", "3", "--rule", rule.name.lower(), "--balance", "0.25", *options)
     assert told["rule"] == rule.name

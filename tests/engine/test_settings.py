@@ -15,18 +15,18 @@ from klora.settings import Setting, Settings, TopK
 
 DECLARED = Settings.declarations()
 NAMES = [one.name for one in DECLARED]
-NUMBERS = [one for one in DECLARED if one.kind == "number"]
+NUMBERS = [one for one in DECLARED if one.type == "number"]
 
 
 def values_of(setting: Setting) -> st.SearchStrategy[object]:
     """Values that a caller may rightly send."""
-    if setting.kind == "flag":
+    if setting.type == "flag":
         return st.booleans()
-    if setting.kind == "number":
+    if setting.type == "number":
         return st.floats(setting.minimum, setting.maximum)
-    if setting.kind == "choice":
+    if setting.type == "choice":
         return st.sampled_from(setting.choices)
-    if setting.kind == "lora":
+    if setting.type == "lora":
         return st.sampled_from([*setting.choices, "fox", "my LoRA, v1.2", "0.5"])
     if setting.name == "guidance":
         return st.one_of(st.sampled_from(["both", "content", "none"]), st.floats(1, 100).map(repr))
@@ -181,14 +181,14 @@ def test_each_declaration_is_whole(setting: Setting) -> None:
     assert setting.help.endswith(".")
     assert setting.infotext_key.startswith("K-LoRA ")
     assert setting.parse(setting.default) == setting.default
-    assert (setting.kind == "choice") <= bool(setting.choices)
+    assert (setting.type == "choice") <= bool(setting.choices)
     if setting.slider is not None:
         low, high, step = setting.slider
         assert setting.minimum <= low <= float(setting.default) <= high <= setting.maximum
         assert step > 0
     schema = setting.schema()
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
-    assert schema["type"] == setting.kind
+    assert schema["type"] == setting.type
 
 
 def test_each_field_is_declared_once() -> None:

@@ -126,7 +126,7 @@ def any_settings(draw: st.DrawFn) -> Settings:
     rule = draw(st.sampled_from(RULES))
     values: dict[str, object] = {"enabled": True, "rule": rule.name}
     for setting in Settings.declarations():
-        if setting.kind == "lora":
+        if setting.type == "lora":
             values[setting.name] = draw(picks)
         elif (setting.name not in values and Settings(rule=rule.name).shapes(setting)) or (
             setting.name not in values and setting.scope != "rule"

@@ -129,7 +129,7 @@ def said_of(text: str, block: str) -> str:
     found = re.fullmatch(r"([a-z]+)(\d*)", block)
     assert found is not None
     number = int(found[2] or 0)
-    locks = [one for one in parse_locks(text) if one.kind == found[1] and one.first <= number <= one.last]
+    locks = [one for one in parse_locks(text) if one.group == found[1] and one.first <= number <= one.last]
     return locks[-1].choice if locks else NO_LOCKS
 
 

@@ -40,7 +40,7 @@ class DiskError(KloraError):
 class UnforeseenError(KloraError):
     """An error that nobody foresaw: a fault of ours, or of somebody's whose code runs inside ours.
 
-    ``what`` is its kind and message.
+    ``what`` is its type and message.
     """
 
     def __init__(self, what: str) -> None:
@@ -108,9 +108,9 @@ class InSentences(AbstractContextManager[None]):
         done(self._context.__enter__)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         if error is not None:
-            return self._context.__exit__(kind, error, trace)
+            return self._context.__exit__(error_type, error, trace)
         done(lambda: self._context.__exit__(None, None, None))
         return None

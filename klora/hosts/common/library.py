@@ -65,12 +65,12 @@ def not_found(name: str) -> PairError:
     return PairError(f"LoRA {name} was not found; check its name and press refresh in the Lora tab.")
 
 
-def tag_kinds() -> tuple[str, ...]:
-    """The kinds of tags that the host loads as LoRAs: ``lyco`` beside ``lora`` where it is registered."""
+def tag_words() -> tuple[str, ...]:
+    """The words of the tags that the host loads as LoRAs: ``lyco`` beside ``lora`` where it is registered."""
     extra_networks = importlib.import_module("modules.extra_networks")
     tables = ("extra_network_registry", "extra_network_aliases")
-    registered = {kind for table in tables for kind in getattr(extra_networks, table, ())}
-    return tuple(kind for kind in ("lora", "lyco") if kind == "lora" or kind in registered)
+    registered = {word for table in tables for word in getattr(extra_networks, table, ())}
+    return tuple(word for word in ("lora", "lyco") if word == "lora" or word in registered)
 
 
 def aliases() -> dict[str, str]:

@@ -86,7 +86,7 @@ def _intro(enabled: Setting, page: Page) -> None:
         "buttons": {name: page.elem_id(name) for name in BUTTONS},
         "tools": {name: page.elem_id(name) for name in ("swap", "refresh")},
         "notes": page.elem_id("notes"),
-        "kinds": library.tag_kinds(),
+        "kinds": library.tag_words(),
     }
     gr.HTML(
         f'<p class="klora-intro">{html.escape(enabled.help)}</p>'
@@ -112,9 +112,9 @@ def _first_screen(settings: Sequence[Setting], page: Page) -> None:
     import gradio as gr
 
     for row in _rows(settings):
-        if row[0].kind == "lora":
+        if row[0].type == "lora":
             _roles(row, page)
-        elif row[0].kind == "preset":
+        elif row[0].type == "preset":
             _presets(row[0], page)
         else:
             _row(row, page)
@@ -196,11 +196,11 @@ def _rows(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
     """Neighbours of one sort side by side: the two LoRAs, the two weights, the numbers of the rule."""
 
     def sort(setting: Setting) -> tuple[str, str]:
-        return setting.scope, "value" if setting.kind in ("number", "text") else setting.kind
+        return setting.scope, "value" if setting.type in ("number", "text") else setting.type
 
-    for (_, kind), run in groupby(settings, key=sort):
+    for (_, sort_of_row), run in groupby(settings, key=sort):
         group = list(run)
-        width = 1 if kind == "choice" and group[0].name == "rule" else _WIDEST_ROW
+        width = 1 if sort_of_row == "choice" and group[0].name == "rule" else _WIDEST_ROW
         yield group[:width]
         rest = group[width:]
         for start in range(0, len(rest), _WIDEST_ROW):
@@ -212,19 +212,19 @@ def _component(setting: Setting, elem_id: ElementId) -> Any:
     import gradio as gr
 
     shared = {"label": setting.label, "info": setting.help, "elem_id": elem_id(setting.name)}
-    if setting.kind == "flag":
+    if setting.type == "flag":
         return gr.Checkbox(value=bool(setting.default), **shared)
-    if setting.kind == "number":
+    if setting.type == "number":
         lowest, highest, step = setting.slider or (setting.minimum, setting.maximum, None)
         value = float(setting.default)
         return gr.Slider(minimum=lowest, maximum=highest, step=step, value=value, **shared)
-    if setting.kind in ("lora", "preset"):
+    if setting.type in ("lora", "preset"):
         # Custom values: a pasted picture may name what is not here, and it must be said which.
-        names = _lora_choices(setting) if setting.kind == "lora" else preset_controls.names()
+        names = _lora_choices(setting) if setting.type == "lora" else preset_controls.names()
         return gr.Dropdown(choices=names, value=setting.default, allow_custom_value=True, **shared)
-    if setting.kind == "choice":
-        kind = gr.Radio if len(setting.choices) <= _MOST_RADIO_CHOICES else gr.Dropdown
-        return kind(choices=list(setting.choices), value=setting.default, **shared)
+    if setting.type == "choice":
+        component = gr.Radio if len(setting.choices) <= _MOST_RADIO_CHOICES else gr.Dropdown
+        return component(choices=list(setting.choices), value=setting.default, **shared)
     return gr.Textbox(value=str(setting.default), lines=1, max_lines=1, **shared)
 
 

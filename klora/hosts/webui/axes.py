@@ -64,7 +64,7 @@ def _label(setting: Setting) -> str:
 def _option(grid: Any, setting: Setting) -> Any:
     return grid.AxisOption(
         _label(setting),
-        float if setting.kind == "number" else str,
+        float if setting.type == "number" else str,
         _applying(setting),
         format_value=_cell_label,
         confirm=_confirming(setting),
@@ -78,7 +78,7 @@ def _applying(setting: Setting) -> Callable[[Any, object, Sequence[object]], Non
         earlier = getattr(p, "klora_overrides", None) or {}
         # Whoever compares settings wants K-LoRA on, unless the axis "Enabled" itself says otherwise.
         parsed = setting.parse(value)
-        under = preset_shelf.shelf().get(str(parsed)).complete() if setting.kind == "preset" else {}
+        under = preset_shelf.shelf().get(str(parsed)).complete() if setting.type == "preset" else {}
         p.klora_overrides = {"enabled": True, **under, **earlier, setting.name: parsed}
 
     return apply
@@ -94,7 +94,7 @@ def _confirming(setting: Setting) -> Callable[[Any, Sequence[object]], None]:
 
 def _preparing(setting: Setting) -> Callable[[str], list[str]] | None:
     """For numbers, which the host converts before it lets anybody confirm them: refuse what is none here."""
-    if setting.kind != "number":
+    if setting.type != "number":
         return None
 
     def prepare(text: str) -> list[str]:
@@ -115,21 +115,21 @@ def _refuse_bad(setting: Setting, values: Sequence[object]) -> None:
 def _check(setting: Setting, values: Sequence[object]) -> None:
     for value in values:
         wanted = setting.parse(value)
-        is_name = setting.kind == "lora" and wanted not in setting.choices
+        is_name = setting.type == "lora" and wanted not in setting.choices
         if is_name and library.find_or_refresh(str(wanted)) is None:
             raise PairError(f"K-LoRA: there is no LoRA {wanted!r}; write its name as in the prompt.")
-        if setting.kind == "preset":
+        if setting.type == "preset":
             preset_shelf.shelf().get(str(wanted))
 
 
 def _choosing(setting: Setting) -> Callable[[], list[str]] | None:
-    if setting.kind == "choice":
+    if setting.type == "choice":
         return lambda: list(setting.choices)
-    if setting.kind == "flag":
+    if setting.type == "flag":
         return lambda: ["True", "False"]
-    if setting.kind == "lora":
+    if setting.type == "lora":
         return lambda: [*setting.choices, *library.lora_names()]
-    if setting.kind == "preset":
+    if setting.type == "preset":
         return lambda: preset_shelf.shelf().names()
     return None
 

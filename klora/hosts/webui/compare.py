@@ -19,7 +19,7 @@ from klora.settings import Settings
 TITLE = "K-LoRA: compare"
 SCRIPT_OF_PAIR = "K-LoRA"
 WAYS, BALANCE = "ways", "balance"
-KINDS = (WAYS, BALANCE)
+COMPARISONS = (WAYS, BALANCE)
 
 _BALANCES = (-0.8, -0.4, 0.0, 0.4, 0.8)
 _LOWEST_PLAN = 320  # pixels, however small the pictures are
@@ -33,10 +33,10 @@ class Cell:
     changes: dict[str, object] = field(default_factory=dict)
 
 
-def columns(kind: str, settings: Settings) -> list[Cell]:
+def columns(comparison: str, settings: Settings) -> list[Cell]:
     """What is compared."""
     fused: dict[str, object] = {"mode": "K-LoRA"}
-    if kind == BALANCE:
+    if comparison == BALANCE:
         return [Cell(f"balance {value:+g}", {**fused, "balance": value}) for value in _BALANCES]
     own = preset_shelf.truly_named(settings).preset
     return [
@@ -52,10 +52,10 @@ def controls(elem_id: Callable[[str], str]) -> list[Any]:
     """The control of the script, for who picks it in the list of scripts."""
     import gradio as gr
 
-    return [gr.Radio(label="Compare", choices=list(KINDS), value=WAYS, elem_id=elem_id("kind"))]
+    return [gr.Radio(label="Compare", choices=list(COMPARISONS), value=WAYS, elem_id=elem_id("kind"))]
 
 
-def redirect(p: Any, kind: object) -> None:
+def redirect(p: Any, comparison: object) -> None:
     """Make the host run the comparison for the job ``p``, whatever script its list says; not for a later job.
 
     The runner asks for the chosen script right after a job's arguments are set up. There is no other place at
@@ -63,10 +63,10 @@ def redirect(p: Any, kind: object) -> None:
     """
     runner = getattr(p, "scripts", None)
     listed = [script.title() for script in getattr(runner, "selectable_scripts", ())]
-    if kind not in KINDS or runner is None or TITLE not in listed:
+    if comparison not in COMPARISONS or runner is None or TITLE not in listed:
         return
     original = runner.run
-    p.klora_compare = kind
+    p.klora_compare = comparison
 
     def run(job: Any, *arguments: Any) -> Any:
         del runner.run
@@ -77,13 +77,13 @@ def redirect(p: Any, kind: object) -> None:
     runner.run = run
 
 
-def run(p: Any, kind: str, job_name: str) -> Any:
+def run(p: Any, comparison: str, job_name: str) -> Any:
     """Make all pictures and the grid; the host's `Processed`. ``job_name``: where a picture's job hangs."""
     from modules import processing
 
-    kind = getattr(p, "klora_compare", kind)
+    comparison = getattr(p, "klora_compare", comparison)
     settings = settings_of(p)
-    cells = columns(kind, settings)
+    cells = columns(comparison, settings)
     processing.fix_seed(p)
     rows, p.n_iter, p.batch_size = p.n_iter * p.batch_size, 1, 1
     p.do_not_save_grid = True

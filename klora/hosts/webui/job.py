@@ -160,15 +160,15 @@ class Job:
     def _arrange_windows(self, p: Any) -> None:
         if not self._reads_windows or not windows.mentions_window(p.prompts):
             return
-        names, keys, kinds = library.aliases(), windows.our_keys(), library.tag_kinds()
-        cleaned = [windows.taken_out(prompt, keys, names, kinds) for prompt in p.prompts]
+        names, keys, words = library.aliases(), windows.our_keys(), library.tag_words()
+        cleaned = [windows.taken_out(prompt, keys, names, words) for prompt in p.prompts]
         p.prompts[:] = [prompt for prompt, _ in cleaned]
         self._first.windows = cleaned[0][1]  # the host takes the tags of a batch from its first prompt
 
     def _arrange_pair(self, p: Any) -> None:
         told, names = self._first, library.aliases()
         assert told.settings is not None
-        tags = tags_in(p.prompts[0], library.tag_kinds())
+        tags = tags_in(p.prompts[0], library.tag_words())
         told.roles = assign(tags, told.settings, names)
         lost = unusable(_involved(tags, told.roles, names))
         if lost and told.settings.incomplete == "add normally":
@@ -242,7 +242,7 @@ class Job:
             told.windows = windows.taken_out_of_parsed(tags, windows.our_keys(), names, make)
         if told.settings is None:
             return
-        present = prompts.parsed_names(tags, library.tag_kinds())
+        present = prompts.parsed_names(tags, library.tag_words())
         told.roles = assign(present, told.settings, names)
         lost = unusable(_involved(present, told.roles, names))
         if lost and told.settings.incomplete == "add normally":
@@ -253,8 +253,8 @@ class Job:
         _drop(told.windows, [*unwanted, *lost])
 
     def _hires_settings(self, p: Any, tags: dict[str, list[Any]]) -> Settings | None:
-        """Each pass goes by its own prompt; the host knows no tag of this kind, so it is taken out."""
-        found = tags.pop(pair_tags.KIND, ())
+        """Each pass goes by its own prompt; the host does not know the tag, so it is taken out."""
+        found = tags.pop(pair_tags.WORD, ())
         pair_tags.all_taken_out(prompts.hires_of(p))  # raises where they differ or one has two
         return self._with_tag(pair_tags.of_items(found[0].items), p) if found else self._base
 

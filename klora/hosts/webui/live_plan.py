@@ -63,11 +63,11 @@ def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, An
     settings = Settings.from_arguments(list(arguments))
     prompt, tag = pair_tags.taken_out(str(asked.get("prompt", "")))
     settings = settings if tag is None else tag.over(preset_shelf.laid_over(settings, tag.values))
-    names, kinds = library.aliases(), library.tag_kinds()
+    names, words = library.aliases(), library.tag_words()
     found: windows.Windows = {}
     if settings.windows and windows.mentions_window([prompt]):
-        prompt, found = windows.taken_out(prompt, windows.our_keys(), names, kinds)
-    cast = roles.assign(roles.tags_in(prompt, kinds), settings, names)
+        prompt, found = windows.taken_out(prompt, windows.our_keys(), names, words)
+    cast = roles.assign(roles.tags_in(prompt, words), settings, names)
     if cast.problem or cast.content is None or cast.style is None:
         raise PairError(cast.problem or "K-LoRA needs two LoRAs.")
     pair = (cast.content, cast.style)

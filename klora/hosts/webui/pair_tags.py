@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from klora.errors import SettingsError
 from klora.settings import Settings
 
-KIND = "klora"
+WORD = "klora"
 
 #: As the host reads its own tags.
-_TAG = re.compile(rf"<{KIND}:([^>]+)>")
+_TAG = re.compile(rf"<{WORD}:([^>]+)>")
 
 #: Settings beside those of the rule that a tag may have.
 _ALSO = ("preset", "content_weight", "style_weight", "mode", "incomplete")
@@ -62,7 +62,7 @@ def allowed() -> tuple[str, ...]:
 
 def mentions_pair(prompts: Collection[object]) -> bool:
     """Whether any of the prompts holds a tag: a quick look that costs nothing else."""
-    return any(isinstance(prompt, str) and f"<{KIND}:" in prompt for prompt in prompts)
+    return any(isinstance(prompt, str) and f"<{WORD}:" in prompt for prompt in prompts)
 
 
 def taken_out(prompt: str) -> tuple[str, PairTag | None]:
@@ -70,7 +70,7 @@ def taken_out(prompt: str) -> tuple[str, PairTag | None]:
     found = _TAG.findall(prompt)
     if len(found) > 1:
         raise SettingsError(
-            f"K-LoRA: the prompt has {len(found)} tags <{KIND}:...>; write one, because a picture has one "
+            f"K-LoRA: the prompt has {len(found)} tags <{WORD}:...>; write one, because a picture has one "
             "pair."
         )
     return _TAG.sub("", prompt), _read(found[0].split(":")) if found else None
@@ -99,7 +99,7 @@ def of_items(items: Sequence[str]) -> PairTag:
 
 
 def _read(items: Sequence[str]) -> PairTag:
-    text = f"<{KIND}:{':'.join(items)}>"
+    text = f"<{WORD}:{':'.join(items)}>"
     names = []
     for item in items:
         if "=" in item:
@@ -108,7 +108,7 @@ def _read(items: Sequence[str]) -> PairTag:
     if len(names) not in (0, 2) or not all(names):
         raise SettingsError(
             f"K-LoRA: {text} does not name two LoRAs; write the content, the style and then settings, such "
-            f"as <{KIND}:fox:ink:balance=0.3>."
+            f"as <{WORD}:fox:ink:balance=0.3>."
         )
     content, style = names or (None, None)
     return PairTag(text, content, style, _values(":".join(items[len(names) :]), text))

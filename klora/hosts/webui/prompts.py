@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from klora.hosts.webui.roles import TAG_KINDS, Roles, tags_in
+from klora.hosts.webui.roles import TAG_WORDS, Roles, tags_in
 from klora.settings import Settings
 
 _TAG = re.compile(r"<\w+:[^>]+>")
@@ -61,16 +61,16 @@ def change_parsed(
     make: Callable[[list[str]], Any],
 ) -> None:
     """The same on tags that the host has parsed already, as it has for the hires pass; in place."""
-    for kind in TAG_KINDS:
-        if kind in tags:
-            tags[kind] = [one for one in tags[kind] if names.get(_name(one), _name(one)) not in unwanted]
+    for word in TAG_WORDS:
+        if word in tags:
+            tags[word] = [one for one in tags[word] if names.get(_name(one), _name(one)) not in unwanted]
     for name, weight in wanted:
         tags.setdefault("lora", []).append(make([name, f"{weight:g}"]))
 
 
-def parsed_names(tags: Mapping[str, Sequence[Any]], kinds: Collection[str] = TAG_KINDS) -> list[str]:
+def parsed_names(tags: Mapping[str, Sequence[Any]], words: Collection[str] = TAG_WORDS) -> list[str]:
     """The names of the LoRAs in tags that the host has parsed, in order."""
-    return [_name(one) for kind in kinds for one in tags.get(kind, ())]
+    return [_name(one) for word in words for one in tags.get(word, ())]
 
 
 def _name(parsed: Any) -> str:

@@ -16,8 +16,8 @@ from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 
-#: Kinds of tags that a host may load as LoRAs; which of them it does is asked of it (`library.tag_kinds`).
-TAG_KINDS = ("lora", "lyco")
+#: Kinds of tags that a host may load as LoRAs; which of them it does is asked of it (`library.tag_words`).
+TAG_WORDS = ("lora", "lyco")
 _POSITIONS = (FIRST_IN_PROMPT, SECOND_IN_PROMPT)
 
 
@@ -37,11 +37,11 @@ class Roles:
     problem: str | None
 
 
-def tags_in(prompt: str, kinds: Collection[str] = TAG_KINDS) -> tuple[str, ...]:
+def tags_in(prompt: str, words: Collection[str] = TAG_WORDS) -> tuple[str, ...]:
     """The names in the LoRA tags of a prompt, in order, as the host reads them: with repetitions."""
     names = []
-    for kind, arguments in _TAG.findall(prompt):
-        if kind not in kinds:
+    for word, arguments in _TAG.findall(prompt):
+        if word not in words:
             continue
         # As on the host, "te=0.5" is a named argument and may stand before the name.
         unnamed = [part for part in arguments.split(":") if len(part.split("=", 2)) != 2]
@@ -54,7 +54,7 @@ def cast(
     prompt: str,
     settings: Settings,
     same_as: Mapping[str, str] | None = None,
-    kinds: Collection[str] = TAG_KINDS,
+    words: Collection[str] = TAG_WORDS,
 ) -> Roles:
     """Cast the LoRAs of a whole prompt, whose tag ``<klora:content:style>`` wins over ``settings``."""
     try:
@@ -62,7 +62,7 @@ def cast(
         chosen = settings if tag is None else tag.over(settings)
     except SettingsError as error:
         return Roles(None, None, False, False, (), str(error))
-    return assign(tags_in(rest, kinds), chosen, same_as)
+    return assign(tags_in(rest, words), chosen, same_as)
 
 
 def assign(tags: Sequence[str], settings: Settings, same_as: Mapping[str, str] | None = None) -> Roles:

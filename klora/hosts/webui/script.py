@@ -91,9 +91,9 @@ class KLoraCompare(scripts.Script):  # type: ignore[misc]
         """What is compared."""
         return compare.controls(self.elem_id)
 
-    def run(self, p: Any, kind: str) -> Any:
+    def run(self, p: Any, comparison: str) -> Any:
         """Make the pictures and the grid."""
-        return compare.run(p, kind, _JOB)
+        return compare.run(p, comparison, _JOB)
 
 
 def _settings_in(arguments: Sequence[Any]) -> Sequence[Any]:

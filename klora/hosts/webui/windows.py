@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from klora.errors import SettingsError
-from klora.hosts.webui.roles import TAG_KINDS
+from klora.hosts.webui.roles import TAG_WORDS
 from klora.schedule import Window
 from klora.schedule.window_text import KEYS, cut_window
 
@@ -39,17 +39,17 @@ def our_keys() -> tuple[str, ...]:
 
 
 def taken_out(
-    prompt: str, keys: Collection[str], names: Mapping[str, str], kinds: Collection[str] = TAG_KINDS
+    prompt: str, keys: Collection[str], names: Mapping[str, str], words: Collection[str] = TAG_WORDS
 ) -> tuple[str, Windows]:
     """(the prompt without the windows of its LoRA tags, the windows by the LoRAs' names).
 
-    ``names`` resolves aliases, ``kinds`` are the host's kinds of LoRA tags. Raises `SettingsError` for a
+    ``names`` resolves aliases, ``words`` are the host's words of LoRA tags. Raises `SettingsError` for a
     value that cannot be read, and for a LoRA that stands in the prompt more than once with a window.
     """
     windows: Windows = {}
 
     def clean(tag: re.Match[str]) -> str:
-        if tag[1] not in kinds:
+        if tag[1] not in words:
             return tag[0]
         items, window = cut_window(tag[2].split(":"), tag[0], keys)
         if window is None:
@@ -70,16 +70,16 @@ def taken_out_of_parsed(
 ) -> Windows:
     """The same on tags that the host has parsed already, as it has for the hires pass; changed in place.
 
-    ``make`` makes the host's kind of tag from items.
+    ``make`` makes the host's word of tag from items.
     """
     windows: Windows = {}
-    for kind in TAG_KINDS:
-        for place, tag in enumerate(tags.get(kind, ())):
-            text = f"<{kind}:{':'.join(tag.items)}>"
+    for word in TAG_WORDS:
+        for place, tag in enumerate(tags.get(word, ())):
+            text = f"<{word}:{':'.join(tag.items)}>"
             items, window = cut_window(list(tag.items), text, keys)
             if window is not None:
                 _note(windows, names.get(items[0], items[0]) if items else "", window, text)
-                tags[kind][place] = make(items)
+                tags[word][place] = make(items)
     return windows
 
 
@@ -93,7 +93,7 @@ def _note(windows: Windows, name: str, window: Window, tag: str) -> None:
 
 def _refuse_doubles(windows: Windows, prompt: str, names: Mapping[str, str]) -> None:
     """A LoRA that stands twice has two weights and one list of layers: its window would hit both."""
-    found = [tag[2].split(":")[0] for tag in _TAG.finditer(prompt) if tag[1] in TAG_KINDS]
+    found = [tag[2].split(":")[0] for tag in _TAG.finditer(prompt) if tag[1] in TAG_WORDS]
     present = [names.get(name, name) for name in found]
     for name in windows:
         if present.count(name) > 1:

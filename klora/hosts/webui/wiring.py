@@ -121,9 +121,9 @@ def _wire_presets(page: Page) -> None:
 
 def _wire_comparison(page: Page) -> None:
     trigger = page.places["compare"]
-    for kind in ("ways", "balance"):
-        button = page.places[f"compare_{kind}"]
-        _on(button.click, f"() => klora.compare('{page.tab}', '{kind}')", outputs=[trigger])
+    for comparison in ("ways", "balance"):
+        button = page.places[f"compare_{comparison}"]
+        _on(button.click, f"() => klora.compare('{page.tab}', '{comparison}')", outputs=[trigger])
     _on(page.places["compare_done"].click, "() => ''", outputs=[trigger])
 
 
