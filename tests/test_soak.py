@@ -5,7 +5,9 @@ list.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
 
 from tests.hosts.server import RefusedError
+from tests.hosts.soak import __main__ as soak
 from tests.hosts.soak.answers import complaint
 from tests.hosts.soak.jobs import Act, Offer, drawn_acts
 from tests.hosts.soak.shrink import shrunk, slope
@@ -95,6 +98,60 @@ def test_trials_are_bounded_and_the_result_still_fails() -> None:
 )
 def test_the_slope(values: tuple[float, ...], expected: float) -> None:
     assert slope(values) == pytest.approx(expected)
+
+
+class FakeStage:
+    """A WebUI whose pictures are spoilt by a skip after a damaged file, and that answers badly to the
+    worst.
+    """
+
+    def __init__(self) -> None:
+        self.refusals: list[str] = []
+        self.was_damaged = self.is_spoilt = False
+
+    def do(self, act: Act) -> str | None:
+        self.was_damaged |= act.data.get("do") == "damage"
+        self.is_spoilt |= self.was_damaged and act.stop == "skip"
+        return "status 500: oh" if act.data.get("seed") == "worst" else None
+
+    def spoilt(self) -> str | None:
+        return "the base picture changed" if self.is_spoilt else None
+
+
+@contextmanager
+def fake_opened() -> Iterator[Any]:
+    yield FakeStage(), None
+
+
+@pytest.fixture
+def _no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "memory_mib", lambda _place: 100.0)
+
+
+DAMAGE, SKIP, PICTURE = (
+    Act("file", {"do": "damage"}),
+    Act("picture", {}, None, "skip", 0.1),
+    Act("picture"),
+)
+
+
+@pytest.mark.usefixtures("_no_memory")
+def test_pictures_are_looked_at_every_ten_jobs_and_the_shortest_list_is_told() -> None:
+    acts = [PICTURE] * 3 + [DAMAGE] + [PICTURE] * 20 + [SKIP] + [PICTURE] * 30
+    lines: list[str] = []
+    course = soak.run(FakeStage(), None, acts, lines.append)  # type: ignore[arg-type]
+    assert (course.acts, course.failure) == (30, "the base picture changed")
+    assert course.memory == [100.0] * 3
+    assert sum("as at the start" in line for line in lines) == 2
+    assert soak.shortest(acts[:30], fake_opened, 60) == [DAMAGE, SKIP]
+
+
+@pytest.mark.usefixtures("_no_memory")
+def test_a_bad_answer_ends_the_run_at_once() -> None:
+    worst = Act("picture", {"seed": "worst"})
+    course = soak.run(FakeStage(), None, [PICTURE, worst, PICTURE], lambda _: None)  # type: ignore[arg-type]
+    assert (course.acts, course.failure) == (2, "status 500: oh")
+    assert soak.shortest([PICTURE] * 15 + [worst], fake_opened, 60) == [worst]
 
 
 def test_an_act_tells_what_it_is() -> None:

@@ -123,12 +123,12 @@ class PipelineSeam:
             self._apply_to_the_others()
             yield
         finally:
-            self.branches.clear()
             for name, original in self._originals.items():
                 self._modules[name].weight = original
             for name, bias in self._biases.items():
                 self._modules[name].register_parameter("bias", bias)
             self._originals, self._biases = {}, {}
+            self.branches.clear()
 
     def _apply_to_the_others(self) -> None:
         """Add all files in the layers that no share is told for."""

@@ -44,9 +44,11 @@ def run(stage: Stage, place: Place, acts: Sequence[Act], tell: Callable[[str], N
     course = Course()
     for number, act in enumerate(acts, 1):
         course.acts = number
-        start = time.monotonic()
+        start, refusals = time.monotonic(), len(stage.refusals)
         course.failure = stage.do(act)
         tell(f"{number:4} {time.monotonic() - start:6.1f} s  {act}")
+        for refusal in stage.refusals[refusals:]:
+            tell(f"     refused, {refusal}")
         is_time = number % CHECK_EVERY == 0 or number == len(acts)
         if course.failure is None and is_time:
             course.failure = stage.spoilt()
@@ -103,7 +105,10 @@ def main() -> None:
         acts = drawn_acts(asked.seed, asked.jobs, Offer(samplers, place.options))
         course = run(stage, place, acts, lambda line: print(line, flush=True))
     per_act = slope(course.memory) / CHECK_EVERY
-    print(f"{course.acts} jobs on {asked.host}, seed {asked.seed}; memory {per_act:+.3f} MiB a job")
+    told = (
+        f"{course.acts} jobs on {asked.host}, seed {asked.seed}, {len(stage.refusals)} answers in a sentence"
+    )
+    print(f"{told}; memory {per_act:+.3f} MiB a job")
     if course.failure is None:
         print("no failure")
         return

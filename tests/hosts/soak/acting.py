@@ -28,6 +28,8 @@ class Stage:
         self._paths = {role: loras / f"soak-{mark}-{role}.safetensors" for role in ROLES}
         self._whole = {role: (loras / f"{role}-sd1-a.safetensors").read_bytes() for role in ROLES}
         self.names = {role: path.stem for role, path in self._paths.items()}
+        #: What was answered to jobs that were refused, as it should be; a line each.
+        self.refusals: list[str] = []
         self.put_back()
         webui.call("/sdapi/v1/refresh-loras", {})
         self._base, self._added = self._pictures()
@@ -78,7 +80,9 @@ class Stage:
                 self._picture(act)
         except RefusedError as refused:
             found = complaint(refused)
-            return None if found is None or self._fails_without_us(act, refused) else found
+            if found is not None and not self._fails_without_us(act, refused):
+                return found
+            self.refusals.append(" ".join(str(refused).split()))
         return None
 
     def _fails_without_us(self, act: Act, refused: RefusedError) -> bool:
