@@ -33,6 +33,14 @@ def test_others(webui: FamilyWebUI, kind: str) -> None:  # noqa: F811
     fuses(webui, f"content-{kind}", f"style-{kind}")
 
 
+@pytest.mark.parametrize("kind", ["klein-4b", "klein-9b"])
+@pytest.mark.parametrize("dialect", ["", "-native"])
+def test_klein(webui: FamilyWebUI, kind: str, dialect: str) -> None:  # noqa: F811
+    """Flux.2's single blocks hold q, k and v in a third of their rows, and the rest is no attention."""
+    load(webui, kind)
+    fuses(webui, f"content-{kind}{dialect}", f"style-{kind}")
+
+
 def test_the_noise_clock_of_a_flow_model_is_its_sigma(webui: FamilyWebUI) -> None:  # noqa: F811
     load(webui, "chroma")
     parts = [f"double_blocks.0.{part}_attn.proj.weight" for part in ("img", "txt")]

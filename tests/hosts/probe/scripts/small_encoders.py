@@ -17,6 +17,7 @@ from unittest import mock
 #: The host's model class -> its class of sizes.
 _LLAMAS = {
     "Qwen3_4B": "Qwen3_4BConfig",
+    "Qwen3_8B": "Qwen3_8BConfig",
     "Qwen25_7BVLI": "Qwen25_7BVLI_Config",
     "Gemma2_2B": "Gemma2_2B_Config",
 }
