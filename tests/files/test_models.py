@@ -247,7 +247,7 @@ _HIDREAM = {
 _Z_IMAGE = {
     f"{block}.0.{leaf}": (8, 8)
     for block in ("noise_refiner", "context_refiner", "layers")
-    for leaf in ("attention.to_q", "attention.to_k", "attention.out", "feed_forward.w1", "feed_forward.w2")
+    for leaf in ("attention.to_q", "attention.to_k", "feed_forward.w1", "feed_forward.w2")
 }
 CONVERTERS = {
     "_convert_non_diffusers_hidream_lora_to_diffusers": ("HiDream", _HIDREAM),
