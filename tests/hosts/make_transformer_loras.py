@@ -14,7 +14,7 @@ from tests.hosts.make_loras import ROLES, seeded_layer
 
 _DENOISER = "model.diffusion_model."
 _LEAF = r"qkv|out|proj|[qkvo]|to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out"
-_ATTENTION = rf"[a-z_]*(?:attn|attention)2?\.(?:{_LEAF})"
+_ATTENTION = rf"[a-z_]*(?:attn|attention)[12]?\.(?:{_LEAF})"
 _OTHERS = r"feed_forward\.w[123]|(?:img_|txt_)?mlp\.(?:fc[12]|net\.(?:0\.proj|2))|ffn\.[02]"
 _LAYER = re.compile(rf"((?:.+\.)(?:{_ATTENTION}|{_OTHERS}))\.weight")
 

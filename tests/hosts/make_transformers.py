@@ -200,6 +200,38 @@ def klein(size: str, width: int) -> dict[str, Any]:
     }
 
 
+def mugen() -> dict[str, Any]:
+    """Mugen: SDXL's UNet for the latents of Flux.2, with 32 channels instead of 320."""
+    from backend.nn.unet import IntegratedUNet2DConditionModel
+    from backend.nn.vae import AutoencoderKLFlux2
+
+    folder = PARTS / "CabalResearch" / "Mugen"
+    denoiser = IntegratedUNet2DConditionModel(
+        in_channels=32,
+        out_channels=32,
+        model_channels=32,
+        num_res_blocks=[2, 2, 2],
+        channel_mult=[1, 2, 4],
+        num_classes="sequential",
+        adm_in_channels=2816,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=True,
+        context_dim=2048,
+        transformer_depth=[0, 0, 2, 2, 10, 10],
+        transformer_depth_middle=10,
+        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+        num_head_channels=64,
+    )
+    return {
+        "model.diffusion_model.": denoiser,
+        "conditioner.embedders.0.": clip(folder / "text_encoder"),
+        "conditioner.embedders.1.model.": clip(folder / "text_encoder_2"),
+        "first_stage_model.": AutoencoderKLFlux2.from_config(
+            AutoencoderKLFlux2.load_config(str(folder / "vae"))
+        ),
+    }
+
+
 def sd3() -> dict[str, Any]:
     """SD3, whose width is 64 times the number of its blocks."""
     from backend.nn.mmditx import MMDiTX
@@ -235,6 +267,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "flux": flux,
     "klein-4b": lambda: klein("4B", 3072),
     "klein-9b": lambda: klein("9B", 4096),
+    "mugen": mugen,
     "sd3": sd3,
 }
 
