@@ -341,6 +341,33 @@ def test_kohyas_names_of_flux2_as_diffusers_maps_them(tmp_path: Path) -> None:
         assert torch.allclose(whole.double(), delta, rtol=1e-5, atol=1e-5), name
 
 
+@pytest.mark.parametrize("trainer", ["ai-toolkit", "LyCORIS"])
+def test_lokrs_of_flux2_as_diffusers_maps_them(trainer: str, tmp_path: Path) -> None:
+    """diffusers#13107: full matrices under native names, and under diffusers' with underscores."""
+    utils = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    converter, layers = "_convert_non_diffusers_flux2_lokr_to_diffusers", _FLUX2
+    if trainer == "LyCORIS":
+        converter = "_convert_lycoris_flux2_lokr_to_diffusers"
+        layers = {"transformer_blocks.0.attn.to_q": (6, 6), "transformer_blocks.0.ff.linear_in": (36, 6)}
+        layers |= {"single_transformer_blocks.0.attn.to_qkv_mlp_proj": (54, 6)}
+    if not hasattr(utils, converter):
+        pytest.skip(f"this diffusers has no {converter}")
+    generator, tensors = torch.Generator().manual_seed(2), dict[str, Tensor]()
+    for name, (out, inside) in layers.items():
+        stem = f"lycoris_{name.replace('.', '_')}" if trainer == "LyCORIS" else f"diffusion_model.{name}"
+        tensors[f"{stem}.lokr_w1"] = torch.randn(3, 2, generator=generator)
+        tensors[f"{stem}.lokr_w2"] = torch.randn(out // 3, inside // 2, generator=generator)
+    save_file(tensors, tmp_path / "x.safetensors")
+    file = read_lora(tmp_path / "x.safetensors")
+    assert file.base_model == "Flux.2"
+    theirs = getattr(utils, converter)(dict(tensors))
+    names = {key.removeprefix("transformer.").rpartition(".")[0] for key in theirs}
+    assert names == set(file.layers)
+    for name, layer in file.layers.items():
+        first, second = (theirs[f"transformer.{name}.lokr_w{one}"].double() for one in "12")
+        assert torch.allclose(layer.delta().double(), torch.kron(first, second), atol=1e-6), name
+
+
 # --- The tables themselves ------------------------------------------------------------------------
 
 
