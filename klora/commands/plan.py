@@ -8,6 +8,7 @@ from pathlib import Path
 
 from klora.errors import SettingsError
 from klora.example_pair import CONTENT, STYLE
+from klora.files.writing import write_text, write_with
 from klora.planning import folder_of_user, keep_scores_in, plan_files
 from klora.schedule import Plan
 from klora.settings import Settings, rule_settings
@@ -87,11 +88,11 @@ def run(arguments: Namespace) -> int:
     )
     print(summary(plan, content.stem, style.stem))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
+        write_text(arguments.json, json.dumps(plan.as_json(), indent=1) + "\n")
     if arguments.picture:
         from klora.pictures.heat_map import save_plan  # matplotlib takes a second to import
 
-        save_plan(plan, arguments.picture)
+        write_with(arguments.picture, lambda draft: save_plan(plan, str(draft)))
     return 0
 
 

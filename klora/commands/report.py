@@ -11,6 +11,7 @@ from typing import Any
 from klora.commands.plan import add_rule_options, settings_of
 from klora.errors import LoraFileError, SettingsError
 from klora.files import LoraFile, read_lora
+from klora.files.writing import write_text
 from klora.report import Ranking, rank_pairs, report_files
 from klora.report.page import ranking_page, report_page
 from klora.report.text import ranking_text, report_text
@@ -49,7 +50,7 @@ def run(arguments: Namespace) -> int:
 def _answer(arguments: Namespace, data: dict[str, Any], text: str, page: Any) -> None:
     print(json.dumps(data, indent=1) if arguments.json else text)
     if arguments.html:
-        Path(arguments.html).write_text(page(), encoding="utf-8")
+        write_text(arguments.html, page())
 
 
 def _paths(named: list[str]) -> tuple[list[Path], bool]:

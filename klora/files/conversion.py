@@ -270,17 +270,19 @@ def convert(source: str | Path, target: str | Path, dialect: str, *, overwrite: 
     kept = {key: value for key, value in file.metadata.items() if not is_declaration(key)}
     tensors = {key: one.contiguous() for key, one in state_dict_in(file, dialect).items()}
     with written_whole(target) as draft:
-        _save(tensors, draft, kept)
+        save_tensors(tensors, draft, kept)
         refuse_difference(file, read_lora(draft))
     return read_lora(target)
 
 
-def _save(tensors: Tensors, draft: Path, metadata: Mapping[str, str]) -> None:
+def save_tensors(tensors: Tensors, draft: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; raises ``OSError``, also for what safetensors raises by another name."""
     try:
         save_file(tensors, draft, metadata=dict(metadata))
     except SafetensorError as error:
-        # Its message ends with the system's: "... No space left on device (os error 28)".
-        raise OSError(0, str(error).rpartition(": ")[2]) from error
+        # Its message ends with the system's: "... No space left on device (os error 28) at path ...".
+        told = str(error).rpartition(": ")[2].partition(" at path ")[0]
+        raise OSError(0, told) from error
 
 
 def refuse_difference(before: LoraFile, after: LoraFile) -> None:

@@ -38,7 +38,7 @@ def fused(whole: str, layers: list[LoraLayer]) -> Tensors:
     """
     rows = whole_rows(whole, {part.name: part.shape[0] for layer in layers for part in layer.parts()})
     if rows is None:
-        raise layers[0].error("it does not fit the fused projection that it is part of", "train it again")
+        raise layers[0].error("it does not fit the fused projection that it is part of", "report this file")
     for layer in layers:
         if layer.needs_base:
             raise layer.error(

@@ -8,21 +8,20 @@ Shares are about the denoiser; the text encoders get both LoRAs in full, as they
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from klora.files.conversion import Tensors, state_dict_in
+from klora.files.conversion import Tensors, save_tensors, state_dict_in
 from klora.files.defects import defect_error
 from klora.files.kinds import BIASES
 from klora.files.layer import LoraLayer
 from klora.files.lora_file import LoraFile, read_lora
 from klora.files.models import BY_NAME
+from klora.files.writing import written_whole
 
 #: Layer, with fused projections taken apart -> the shares of content and style.
 SharesOfLayers = Mapping[str, tuple[float, float]]
@@ -114,7 +113,7 @@ def write_merged(
     """Write the sum as ``target``, in kohya's dialect, and read it back.
 
     ``target`` appears only when every dW in it has been found equal. Raises `LoraFileError` for what such a
-    file cannot hold, and if ``target`` exists.
+    file cannot hold and if ``target`` exists, and `KloraError` if it cannot be written.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -125,21 +124,22 @@ def write_merged(
     layers = dict(merged_layers(content, style, shares))
     if not layers:
         raise defect_error(target.name, "nothing is left to write", "choose shares above 0")
-    drafts = [target.with_name(f"{target.stem}.{os.getpid()}.{step}.part.safetensors") for step in (1, 2)]
     dtype, tolerance = FORMATS[number_format]
-    try:
-        save_file(_tensors(layers, _prefix(content, style)), drafts[0], metadata=dict(metadata or {}))
-        kohya = state_dict_in(read_lora(drafts[0]), "kohya")
-        narrow = {
-            key: (one if key.endswith(".alpha") else one.to(dtype)).contiguous() for key, one in kohya.items()
-        }
-        save_file(narrow, drafts[1], metadata=dict(metadata or {}))
-        _refuse_difference(layers, read_lora(drafts[1]), tolerance)
-        drafts[1].replace(target)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+    told = dict(metadata or {})
+    with written_whole(target) as draft:
+        whole = draft.with_name(f"whole-{draft.name}")
+        try:
+            save_tensors(_tensors(layers, _prefix(content, style)), whole, told)
+            kohya = state_dict_in(read_lora(whole), "kohya")
+            save_tensors({key: _narrowed(key, one, dtype) for key, one in kohya.items()}, draft, told)
+        finally:
+            whole.unlink(missing_ok=True)
+        _refuse_difference(layers, read_lora(draft), tolerance)
     return read_lora(target)
+
+
+def _narrowed(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return (tensor if key.endswith(".alpha") else tensor.to(dtype)).contiguous()
 
 
 def _refuse_what_is_no_delta(*files: LoraFile) -> None:

@@ -11,7 +11,14 @@ from klora.errors import KloraError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8; raises `KloraError`."""
+    """Write ``text`` as UTF-8, into a device or a pipe as it is; raises `KloraError`."""
+    target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise KloraError(_sentence(target, error)) from error
+        return
     with written_whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -26,13 +33,16 @@ def write_with(path: str | Path, write: Callable[[Path], object]) -> None:
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A draft beside ``path``, which takes its place if the block ends well, and is removed if it does not.
 
-    Raises `KloraError` if the folder is missing or read-only, the disk is full, or writing fails otherwise.
+    Raises `KloraError` if the folder is missing or read-only, the disk is full, or writing fails otherwise,
+    and for what is no ordinary file: a device would be replaced by one.
     An error that a library raises for a failed write without being an ``OSError``, as safetensors does, is
     the caller's to turn into one.
     """
     target = Path(path)
     if target.is_dir():
         raise KloraError(f"{target} is a folder; name a file in it to write to.")
+    if target.exists() and not target.is_file():
+        raise KloraError(f"{target} is no ordinary file; name another to write to.")
     draft = target.with_name(f"{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
         yield draft

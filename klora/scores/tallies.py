@@ -16,6 +16,9 @@ from klora.scores.delta import Scratch
 #: groups are quick to look through, as long as few hold more than one of the largest.
 _GROUPS = ((256, 32), (32, 8), (0, 1))
 
+#: K from which memory counts: that of dW of a type without rank, times that of another.
+_MANY = 2**20
+
 #: The first block is sampled this thinly, but so that this many of the K largest are to be expected.
 _SAMPLED, _LEAST = 8, 32
 
@@ -150,8 +153,13 @@ class LargestTally:
     def _largest(self) -> Tensor:
         if not self._candidates:  # NaN is not larger than anything
             return torch.zeros(0)
-        candidates = torch.from_numpy(np.concatenate(self._candidates))
-        return torch.topk(candidates, min(self._k, candidates.numel()), sorted=False).values
+        pool = self._candidates[0] if len(self._candidates) == 1 else np.concatenate(self._candidates)
+        self._candidates = [pool]
+        smaller = max(0, pool.size - self._k)
+        if self._k > _MANY:  # in place: topk would also hold an index of eight bytes for each
+            pool.partition(smaller)
+            return torch.from_numpy(pool[smaller:])
+        return torch.topk(torch.from_numpy(pool), pool.size - smaller, sorted=False).values
 
     def needs_another_pass(self) -> bool:
         """If the first block misled."""

@@ -233,7 +233,25 @@ _ANIMA = {
     **{"blocks.0.mlp.layer1": (32, 8), "blocks.0.mlp.layer2": (8, 32)},
     "blocks.0.adaln_modulation_self_attn.1": (4, 8),
 }
+_HIDREAM = {
+    f"double_stream_blocks.0.block.{leaf}": (8, 8)
+    for leaf in (
+        "attn1.to_q",
+        "attn1.to_k_t",
+        "attn1.to_out",
+        "ff_t.w1",
+        "ff_i.shared_experts.w2",
+        "ff_i.experts.3.w3",
+    )
+}
+_Z_IMAGE = {
+    f"{block}.0.{leaf}": (8, 8)
+    for block in ("noise_refiner", "context_refiner", "layers")
+    for leaf in ("attention.to_q", "attention.to_k", "feed_forward.w1", "feed_forward.w2")
+}
 CONVERTERS = {
+    "_convert_non_diffusers_hidream_lora_to_diffusers": ("HiDream", _HIDREAM),
+    "_convert_non_diffusers_z_image_lora_to_diffusers": ("Z-Image", _Z_IMAGE),
     "_convert_non_diffusers_wan_lora_to_diffusers": ("Wan", _WAN),
     "_convert_hunyuan_video_lora_to_diffusers": ("HunyuanVideo", _HUNYUAN),
     "_convert_non_diffusers_lumina2_lora_to_diffusers": ("Lumina 2", _LUMINA),
@@ -284,6 +302,26 @@ def test_native_names_as_diffusers_maps_them(converter: str, tmp_path: Path) -> 
         assert torch.allclose(whole.double(), delta, rtol=1e-5, atol=1e-5), name
 
 
+@pytest.mark.parametrize("dotted", [True, False])
+def test_musubis_names_of_z_image_as_diffusers_maps_them(dotted: bool, tmp_path: Path) -> None:
+    """They are diffusers' own, with underscores."""
+    utils = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    tensors = {}
+    for key, one in native_lora(
+        {name: size for name, size in _Z_IMAGE.items() if ".out" not in name}
+    ).items():
+        layer, _, way = key.removeprefix("diffusion_model.").rpartition(".lora_")
+        stem = f"diffusion_model.{layer}" if dotted else f"lora_unet_{layer.replace('.', '_')}"
+        tensors[f"{stem}.{'lora_down' if way.startswith('A') else 'lora_up'}.weight"] = one
+        tensors[f"{stem}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "x.safetensors")
+    ours = {name: layer.delta() for name, layer in read_lora(tmp_path / "x.safetensors").layers.items()}
+    theirs = dict(products(utils._convert_non_diffusers_z_image_lora_to_diffusers(dict(tensors))))
+    assert set(theirs) == set(ours)
+    for name, delta in theirs.items():
+        assert torch.allclose(ours[name].double(), delta, rtol=1e-5, atol=1e-5), name
+
+
 def test_kohyas_names_of_flux2_as_diffusers_maps_them(tmp_path: Path) -> None:
     utils = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
     if not hasattr(utils, "_convert_kohya_flux2_lora_to_diffusers"):
@@ -301,6 +339,33 @@ def test_kohyas_names_of_flux2_as_diffusers_maps_them(tmp_path: Path) -> None:
     for name, delta in products(utils._convert_kohya_flux2_lora_to_diffusers(dict(tensors))):
         whole = torch.cat([ours[part] for part in part_names(name)]) if part_names(name) else ours[name]
         assert torch.allclose(whole.double(), delta, rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.parametrize("trainer", ["ai-toolkit", "LyCORIS"])
+def test_lokrs_of_flux2_as_diffusers_maps_them(trainer: str, tmp_path: Path) -> None:
+    """diffusers#13107: full matrices under native names, and under diffusers' with underscores."""
+    utils = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    converter, layers = "_convert_non_diffusers_flux2_lokr_to_diffusers", _FLUX2
+    if trainer == "LyCORIS":
+        converter = "_convert_lycoris_flux2_lokr_to_diffusers"
+        layers = {"transformer_blocks.0.attn.to_q": (6, 6), "transformer_blocks.0.ff.linear_in": (36, 6)}
+        layers |= {"single_transformer_blocks.0.attn.to_qkv_mlp_proj": (54, 6)}
+    if not hasattr(utils, converter):
+        pytest.skip(f"this diffusers has no {converter}")
+    generator, tensors = torch.Generator().manual_seed(2), dict[str, Tensor]()
+    for name, (out, inside) in layers.items():
+        stem = f"lycoris_{name.replace('.', '_')}" if trainer == "LyCORIS" else f"diffusion_model.{name}"
+        tensors[f"{stem}.lokr_w1"] = torch.randn(3, 2, generator=generator)
+        tensors[f"{stem}.lokr_w2"] = torch.randn(out // 3, inside // 2, generator=generator)
+    save_file(tensors, tmp_path / "x.safetensors")
+    file = read_lora(tmp_path / "x.safetensors")
+    assert file.base_model == "Flux.2"
+    theirs = getattr(utils, converter)(dict(tensors))
+    names = {key.removeprefix("transformer.").rpartition(".")[0] for key in theirs}
+    assert names == set(file.layers)
+    for name, layer in file.layers.items():
+        first, second = (theirs[f"transformer.{name}.lokr_w{one}"].double() for one in "12")
+        assert torch.allclose(layer.delta().double(), torch.kron(first, second), atol=1e-6), name
 
 
 # --- The tables themselves ------------------------------------------------------------------------

@@ -104,3 +104,42 @@ def test_an_error_stands_on_a_line_of_its_own(
     text = capsys.readouterr().err
     assert "scoring" in text
     assert text.endswith("\nklora: the second file is damaged.\n")
+
+
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+def test_a_plan_into_a_missing_folder(
+    option: str, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "no" / "plan.png"
+    assert command_line.main(["plan", str(lora), str(lora), "--steps", "2", option, str(target)]) == 2
+    assert "there is no folder" in one_line(capsys)
+
+
+def test_a_merged_file_into_a_missing_folder(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "merge",
+        str(lora),
+        str(lora),
+        "--rule",
+        "weights",
+        "--out",
+        str(tmp_path / "no" / "x.safetensors"),
+    ]
+    locked = tmp_path / "file"
+    locked.write_text("a file where a folder should be")
+    for out in (words[-1], str(locked / "x.safetensors")):
+        assert command_line.main([*words[:-1], out]) == 2
+        assert "cannot be written" in one_line(capsys)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "in.safetensors"]
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    assert command_line.main(["convert", str(lora), str(pipe), "--overwrite"]) == 2
+    assert "no ordinary file" in one_line(capsys)
+    assert pipe.is_fifo()

@@ -50,6 +50,11 @@ DIALECT_PREFIXES = (
     ("unet.", False),
     ("diffusion_model.", False),
     ("base_model.model.", False),
+    ("module.", False),
+    ("transformer_2.", False),
+    ("transformer._orig_mod.", False),
+    ("lora_unet__orig_mod_", True),
+    ("lora_prior_unet_", True),
     ("", False),
 )
 #: Parameters of a type -> the letters of a sound shape: o(ut), i(n), r(ank), 1.
@@ -65,6 +70,10 @@ TYPES = (
     {"a1.weight": "ir", "a2.weight": "ri", "b1.weight": "or", "b2.weight": "ri"},
     {"w_norm": "o", "b_norm": "o"},
     {"scale": "o"},
+    {"weight": "oi", "bias": "o"},
+    {"lora_A.weight": "ri", "lora_B.weight": "or", "base_layer.bias": "o"},
+    {"lora_A.weight": "ri111", "lora_B.weight": "or111", "reshape_weight": "1"},
+    {"lora_E": "r1", "lora_A": "ri", "lora_B": "or"},
 )
 PATTERNS = (
     ".*attn1\\.to_q",

@@ -14,9 +14,12 @@ from tests.hosts.make_loras import ROLES, seeded_layer
 
 _DENOISER = "model.diffusion_model."
 _LEAF = r"qkv|out|proj|[qkvo]|to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out"
-_ATTENTION = rf"[a-z_]*(?:attn|attention)2?\.(?:{_LEAF})"
+_ATTENTION = rf"[a-z_]*(?:attn|attention)[12]?\.(?:{_LEAF})"
 _OTHERS = r"feed_forward\.w[123]|(?:img_|txt_)?mlp\.(?:fc[12]|net\.(?:0\.proj|2))|ffn\.[02]"
 _LAYER = re.compile(rf"((?:.+\.)(?:{_ATTENTION}|{_OTHERS}))\.weight")
+
+#: By these rows, ninths for q, k, v and a gated MLP, a file is Klein's and not Flux.1's.
+_OF_KLEIN = re.compile(r"(single_blocks\.\d+\.linear[12])\.weight")
 
 
 def make_transformer_loras(checkpoint: Path, folder: Path) -> None:
@@ -29,7 +32,7 @@ def make_transformer_loras(checkpoint: Path, folder: Path) -> None:
         for path, shape in _layers(checkpoint):
             if checkpoint.stem == "z-image" and not re.search(rf"\.0\.{_ATTENTION}$", path):
                 continue  # each of its layers takes seconds to score on a CPU
-            if everywhere or re.search(rf"\.{_ATTENTION}$", path):
+            if everywhere or re.search(rf"\.{_ATTENTION}$|\.linear1$", path):
                 name = "lora_unet_" + path.replace(".", "_")
                 layer = seeded_layer(name, shape, rank, seed)
                 kohya |= layer
@@ -43,9 +46,14 @@ def make_transformer_loras(checkpoint: Path, folder: Path) -> None:
 
 
 def _layers(checkpoint: Path) -> Iterator[tuple[str, list[int]]]:
+    klein = checkpoint.stem.startswith("klein")
     with safe_open(str(checkpoint), "pt") as opened:
         for key in opened.keys():  # noqa: SIM118 - not a dict
-            if key.startswith(_DENOISER) and (found := _LAYER.fullmatch(key.removeprefix(_DENOISER))):
+            if not key.startswith(_DENOISER):
+                continue
+            path = key.removeprefix(_DENOISER)
+            found = _LAYER.fullmatch(path) or (klein and _OF_KLEIN.fullmatch(path))
+            if found:
                 yield found[1], opened.get_slice(key).get_shape()
 
 

@@ -50,11 +50,11 @@ def clip(folder: Path) -> Any:
     return IntegratedCLIP(CLIPTextModel, config, add_text_projection=True)
 
 
-def language_model(name: str, width: int) -> Any:
-    """One of the host's language models with two layers; the vocabulary is the tokenizer's."""
+def language_model(name: str, width: int, layers: int = 2) -> Any:
+    """One of the host's language models with few layers; the vocabulary is the tokenizer's."""
     from backend.nn.llm import llama
 
-    small = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2}
+    small = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": layers}
     small |= {"num_attention_heads": HEADS, "num_key_value_heads": 1}
     meta = using_forge_operations(device=torch.device("meta"), dtype=torch.float16)  # with norms of its own
     with meta, built_small(llama, lambda _head: small):
@@ -165,6 +165,73 @@ def flux() -> dict[str, Any]:
     }
 
 
+def klein(size: str, width: int) -> dict[str, Any]:
+    """Flux.2 Klein: one double and one single block; its text is that of three layers, the last the 28th."""
+    from backend.nn.flux import IntegratedFluxTransformer2DModel
+    from backend.nn.vae import AutoencoderKLFlux2
+
+    folder = PARTS / "black-forest-labs" / f"FLUX.2-klein-{size}"
+    axes, text = [32, 32, 32, 32], 64
+    denoiser = IntegratedFluxTransformer2DModel(
+        in_channels=128,
+        out_channels=128,
+        vec_in_dim=None,
+        context_in_dim=3 * text,
+        hidden_size=width,
+        mlp_ratio=3.0,
+        num_heads=width // sum(axes),
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=axes,
+        theta=2000,
+        patch_size=1,
+        qkv_bias=False,
+        guidance_embed=False,
+        txt_ids_dims=[3],
+        global_modulation=True,
+        mlp_silu_act=True,
+        ops_bias=False,
+    )
+    name = {"4B": "Qwen3_4B", "9B": "Qwen3_8B"}[size]
+    return {
+        "model.diffusion_model.": denoiser,
+        f"text_encoders.{name.lower()}.transformer.": language_model(name, text, layers=28),
+        "vae.": AutoencoderKLFlux2.from_config(AutoencoderKLFlux2.load_config(str(folder / "vae"))),
+    }
+
+
+def mugen() -> dict[str, Any]:
+    """Mugen: SDXL's UNet for the latents of Flux.2, with 32 channels instead of 320."""
+    from backend.nn.unet import IntegratedUNet2DConditionModel
+    from backend.nn.vae import AutoencoderKLFlux2
+
+    folder = PARTS / "CabalResearch" / "Mugen"
+    denoiser = IntegratedUNet2DConditionModel(
+        in_channels=32,
+        out_channels=32,
+        model_channels=32,
+        num_res_blocks=[2, 2, 2],
+        channel_mult=[1, 2, 4],
+        num_classes="sequential",
+        adm_in_channels=2816,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=True,
+        context_dim=2048,
+        transformer_depth=[0, 0, 2, 2, 10, 10],
+        transformer_depth_middle=10,
+        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+        num_head_channels=64,
+    )
+    return {
+        "model.diffusion_model.": denoiser,
+        "conditioner.embedders.0.": clip(folder / "text_encoder"),
+        "conditioner.embedders.1.model.": clip(folder / "text_encoder_2"),
+        "first_stage_model.": AutoencoderKLFlux2.from_config(
+            AutoencoderKLFlux2.load_config(str(folder / "vae"))
+        ),
+    }
+
+
 def sd3() -> dict[str, Any]:
     """SD3, whose width is 64 times the number of its blocks."""
     from backend.nn.mmditx import MMDiTX
@@ -198,6 +265,9 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "wan": wan,
     "chroma": chroma,
     "flux": flux,
+    "klein-4b": lambda: klein("4B", 3072),
+    "klein-9b": lambda: klein("9B", 4096),
+    "mugen": mugen,
     "sd3": sd3,
 }
 

@@ -12,7 +12,7 @@ import pytest
 from klora.files import host_layer_to_canonical, is_attention
 from tests.hosts.family import NEO, FamilyWebUI
 from tests.hosts.test_neo import _plain_options, webui  # noqa: F401
-from tests.hosts.transformer_cases import flips_follow_sigma, fuses, load
+from tests.hosts.transformer_cases import FLOW, flips_follow_sigma, fuses, load
 
 
 @pytest.mark.parametrize("dialect", ["", "-native"])
@@ -31,6 +31,20 @@ def test_z_image(webui: FamilyWebUI, dialects: tuple[str, str]) -> None:  # noqa
 def test_others(webui: FamilyWebUI, kind: str) -> None:  # noqa: F811
     load(webui, kind)
     fuses(webui, f"content-{kind}", f"style-{kind}")
+
+
+@pytest.mark.parametrize("kind", ["klein-4b", "klein-9b"])
+@pytest.mark.parametrize("dialect", ["", "-native"])
+def test_klein(webui: FamilyWebUI, kind: str, dialect: str) -> None:  # noqa: F811
+    """Flux.2's single blocks hold q, k and v in a third of their rows, and the rest is no attention."""
+    load(webui, kind)
+    fuses(webui, f"content-{kind}{dialect}", f"style-{kind}")
+
+
+def test_mugen(webui: FamilyWebUI) -> None:  # noqa: F811
+    """SDXL's layers, and SDXL's LoRAs are its own."""
+    load(webui, "mugen")
+    fuses(webui, "content-mugen", "style-mugen", {**FLOW, "width": 64, "height": 64})
 
 
 def test_the_noise_clock_of_a_flow_model_is_its_sigma(webui: FamilyWebUI) -> None:  # noqa: F811

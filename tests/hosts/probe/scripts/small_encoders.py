@@ -17,6 +17,7 @@ from unittest import mock
 #: The host's model class -> its class of sizes.
 _LLAMAS = {
     "Qwen3_4B": "Qwen3_4BConfig",
+    "Qwen3_8B": "Qwen3_8BConfig",
     "Qwen25_7BVLI": "Qwen25_7BVLI_Config",
     "Gemma2_2B": "Gemma2_2B_Config",
 }
@@ -113,8 +114,17 @@ def as_in(loader: Any, kind: str, tensors: Shapes) -> Iterator[None]:
         yield
 
 
+def _know_small_mugen() -> None:
+    """The host knows SDXL's UNet for Flux.2's latents by 320 channels; those of the file will do."""
+    from huggingface_guess import model_list
+
+    if (kind := getattr(model_list, "Mugen", None)) is not None:
+        kind.unet_config = {key: one for key, one in kind.unet_config.items() if key != "model_channels"}
+
+
 def install(loader: Any) -> None:
-    """From now on ``loader`` takes the sizes of text encoders from the files."""
+    """From now on ``loader`` takes the sizes of text encoders, and Mugen's channels, from the files."""
+    _know_small_mugen()
     original = loader.load_huggingface_component
 
     @functools.wraps(original)
