@@ -17,6 +17,7 @@ _STYLE = """
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0; overflow-wrap: anywhere; }
+th { min-width: 7.5em; }
 tr + tr > * { border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 img { max-width: 100%; height: auto; background: white; }
 .index { font-size: 2.5rem; font-weight: 700; }
