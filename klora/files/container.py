@@ -207,7 +207,7 @@ class Container:
 
     def _changed(self, defect: str) -> Exception:
         remedy = "put it back or generate again with the new one"
-        return defect_error(self.path.name, defect, remedy, kind=ReplacedFileError)
+        return defect_error(self.path.name, defect, remedy, error=ReplacedFileError)
 
 
 def _read_at(stream: RawIOBase, start: int, raw: bytearray) -> int:

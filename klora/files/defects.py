@@ -32,8 +32,8 @@ def defect_error(
     remedy: str,
     *,
     layer: str | None = None,
-    kind: type[LoraFileError] = LoraFileError,
+    error: type[LoraFileError] = LoraFileError,
 ) -> LoraFileError:
     """The error for ``defect`` of ``file``; ``remedy`` says in the imperative what the user can do."""
     where = f"{shown(file)}: layer {shown(layer)}" if layer is not None else shown(file)
-    return kind(f"{where}: {shown(defect, 400)}; {remedy}.", file=file, layer=layer, defect=defect)
+    return error(f"{where}: {shown(defect, 400)}; {remedy}.", file=file, layer=layer, defect=defect)

@@ -343,7 +343,7 @@ def _check_parts(name: str, rows: int, file: str) -> None:
         parts_of(name, rows)
     except ValueError as error:
         remedy = "it may be for a model that K-LoRA does not know: report this file"
-        raise defect_error(file, str(error), remedy, layer=name, kind=UnknownDialectError) from error
+        raise defect_error(file, str(error), remedy, layer=name, error=UnknownDialectError) from error
 
 
 def _check_formats(entries: Mapping[str, Entry]) -> None:

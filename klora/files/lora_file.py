@@ -267,10 +267,10 @@ def _refuse_overlapping_parts(layers: Iterable[str], file: str) -> None:
 
 
 def targeted_modules(file: LoraFile) -> tuple[str, ...]:
-    """The kinds of modules that the LoRA touches: ``("attention", "feed-forward", "convolution",
+    """The modules that the LoRA touches: ``("attention", "feed-forward", "convolution",
     "other")``."""
     found = {_module_kind(part) for layer in file.layers.values() for part in layer.parts()}
-    return tuple(kind for kind in ("attention", "feed-forward", "convolution", "other") if kind in found)
+    return tuple(one for one in ("attention", "feed-forward", "convolution", "other") if one in found)
 
 
 def _module_kind(layer: LoraLayer) -> str:

@@ -85,7 +85,7 @@ def _not_understood(
         file,
         f"{len(targets)} of {len(keys)} keys understood{known}; first unknown: {first}",
         f"its layers were looked for in {', '.join(BY_NAME)}; report this key if it is for one of them",
-        kind=UnknownDialectError,
+        error=UnknownDialectError,
     )
 
 

@@ -56,7 +56,7 @@ def _gone(place: str, error: OSError) -> LoraFileError:
         os.path.basename(place),
         f"it can no longer be read ({reason})",
         "put it back or generate again with another one",
-        kind=ReplacedFileError,
+        error=ReplacedFileError,
     )
 
 
