@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,12 @@ for module in ("diffusers", "transformers", "PIL", "scipy", "matplotlib"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
 from klora.errors import KloraError  # noqa: E402
+from klora.files import read_lora  # noqa: E402
 from klora.lab import checkpoint, loras, model, samples  # noqa: E402
-from klora.lab.fronts import branches, calibration, effects, glance, methods, sampling, transforms  # noqa: E402
+from klora.lab.fronts import branches, calibration, effects, glance, methods, sampling  # noqa: E402
 from klora.lab.fronts.dealing import Dealt, by_the_engine, with_content_strength  # noqa: E402
 from klora.lab.fronts.store import Sampling, Store  # noqa: E402
-from klora.lab.fronts.study import Study  # noqa: E402
+from klora.lab.fronts.study import Files, Prepared, Study  # noqa: E402
 from klora.lab.world2 import judges, truth  # noqa: E402
 from klora.lab.world2.pairs import Pair, all_pairs  # noqa: E402
 from klora.lab.world2.recipes import RECIPES, Recipe  # noqa: E402
@@ -65,6 +65,15 @@ def pair(lab: Path) -> Pair:
     return Pair(CONTENT, STYLE, lab / "loras")
 
 
+def files_of(pair: Pair) -> Files:
+    content, style = map(read_lora, pair.files)
+    return content, style
+
+
+def prepared(trained: model.Model, pair: Pair, lab: Path) -> Prepared:
+    return Prepared(trained, pair, Sampling(lab, 4.0, STEPS))
+
+
 def _merged_picture(trained: model.Model, pair: Pair, shares: tuple[float, float], seed: int) -> torch.Tensor:
     """What the pipeline makes of the LoRAs merged with these weights."""
     content, style = pair.files
@@ -78,7 +87,7 @@ def _constant(names: tuple[str, ...], shares: tuple[float, float]) -> Dealt:
 
 
 def test_a_batch_of_shares_makes_the_pipelines_pictures(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
+    both = branches.pair_of(trained.denoiser, *files_of(pair))
     cases = [((1.0, 1.0), 0), ((0.6, 0.9), 1), ((0.0, 0.0), 2), ((0.0, 1.3), 0)]
     wanted = [sampling.Wanted(seed, _constant(both.names, shares), 4.0) for shares, seed in cases]
     made = sampling.pictures(trained, both, pair.prompt, wanted, STEPS)
@@ -90,7 +99,7 @@ def test_a_batch_of_shares_makes_the_pipelines_pictures(trained: model.Model, pa
 
 
 def test_passes_of_the_guidance_have_shares_of_their_own(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
+    both = branches.pair_of(trained.denoiser, *files_of(pair))
     ones, content_alone = _constant(both.names, (1.0, 1.0)), _constant(both.names, (1.0, 0.0))
     dealt = Dealt(both.names, ones.conditional, content_alone.conditional)
     made = sampling.pictures(trained, both, pair.prompt, [sampling.Wanted(5, dealt, 4.0)], STEPS)[0]
@@ -121,18 +130,18 @@ def _two_merged_forwards(trained: model.Model, pair: Pair, seed: int) -> torch.T
 
 
 def test_adding_is_dealt_ones_and_guidance_spares_the_unconditional_pass(pair: Pair) -> None:
-    dealt = by_the_engine(*pair.files, methods.method("weights").at(0), STEPS, 4.0)
+    dealt = by_the_engine(*files_of(pair), methods.method("weights").at(0), STEPS, 4.0)
     assert (dealt.conditional == 1).all()
     assert (dealt.unconditional == 1).all()
-    spared = by_the_engine(*pair.files, methods.method("weights guidance=content").at(0), STEPS, 4.0)
-    weighed = by_the_engine(*pair.files, methods.method("weights style_weight=1.3").at(0), STEPS, 4.0)
+    spared = by_the_engine(*files_of(pair), methods.method("weights guidance=content").at(0), STEPS, 4.0)
+    weighed = by_the_engine(*files_of(pair), methods.method("weights style_weight=1.3").at(0), STEPS, 4.0)
     changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
     assert (spared.unconditional[:, changed, 1] == 0).all()
     assert (weighed.conditional[:, changed, 1] == 1.3).all()
 
 
 def test_a_strength_of_the_content_counts_so_often_in_the_guided_prediction(pair: Pair) -> None:
-    dealt = by_the_engine(*pair.files, methods.method("weights guidance=3").at(0), STEPS, 4.0)
+    dealt = by_the_engine(*files_of(pair), methods.method("weights guidance=3").at(0), STEPS, 4.0)
     found = with_content_strength(dealt, 1.5, 4.0)
     changed = [place for place, name in enumerate(dealt.layers) if ".attn" in name]
     counted = found.unconditional + 4 * (found.conditional - found.unconditional)
@@ -171,10 +180,13 @@ def _write_truth(path: Path, drawn: np.ndarray) -> None:
     Image.fromarray(drawn).save(path, pnginfo=metadata)
 
 
-def test_np_lora_leaves_content_nothing_in_the_styles_row_space(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
-    for mu, kept in ((math.inf, 0.0), (0.5, 1 - 0.5 / 1.5)):
-        changed = transforms.np_lora(both, mu)
+def test_np_lora_leaves_content_nothing_in_the_styles_row_space(
+    trained: model.Model, pair: Pair, lab: Path
+) -> None:
+    both = branches.pair_of(trained.denoiser, *files_of(pair))
+    for mu, kept in ((1_000_000, 0.0), (0.5, 1 - 0.5 / 1.5)):
+        settings = methods.method(f"weights transform=NP-LoRA mu={mu}").settings
+        _, changed = prepared(trained, pair, lab).transformed(settings)
         for name, branch in both.branches.items():
             first, second = branch.ranks
             if not first or not second:
@@ -187,30 +199,38 @@ def test_np_lora_leaves_content_nothing_in_the_styles_row_space(trained: model.M
             assert torch.equal(projected[first:], down[first:])
 
 
-def test_ssr_answers_each_loras_inputs_as_it_does_alone() -> None:
+def test_ssr_answers_each_loras_inputs_as_it_does_alone(trained: model.Model, pair: Pair, lab: Path) -> None:
+    """On what the layer is seen to be given, mixed it is nearer to each LoRA alone than added, and no mixing
+    nearby is nearer still."""
+    both = branches.pair_of(trained.denoiser, *files_of(pair))
+    settings = methods.method("weights transform=SSR ridge=1e-9").settings
+    _, changed = prepared(trained, pair, lab).transformed(settings)
+    prompts = (pair.content.trigger, pair.style.trigger)
+    seen = [calibration.moments_alone(trained, both, prompt, side) for side, prompt in enumerate(prompts)]
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    branch, first = both.branches[name], both.branches[name].ranks[0]
+
+    def wrong(up: torch.Tensor) -> float:
+        """Sum over both steps of |up Z - (what the LoRA of the step adds alone)|^2, by traces."""
+        total = 0.0
+        for side, moments in enumerate(seen):
+            own = branch.up.double().clone()
+            (own[:, first:] if side == 0 else own[:, :first]).zero_()
+            off = up.double() - own
+            total += float((off @ moments[name] @ off.T).trace())
+        return total
+
+    mixed = changed.branches[name].up
+    least = wrong(mixed)
+    assert least < 0.9 * wrong(branch.up)
     chance = torch.Generator().manual_seed(0)
-    down = torch.randn(6, 40, generator=chance)
-    inputs = [
-        torch.randn(40, 500, generator=chance) @ torch.diag(torch.rand(500, generator=chance)),
-        torch.randn(40, 500, generator=chance),
-    ]
-    low = [down @ one for one in inputs]
-    whole = sum(one @ one.T for one in low)
-    asked = torch.cat([low[0][:4] @ low[0].T, low[1][4:] @ low[1].T])
-    ratio = transforms.mixing(whole, asked)
-
-    def wrong(mix: torch.Tensor) -> float:
-        alone = [torch.cat([low[0][:4], torch.zeros(2, 500)]), torch.cat([torch.zeros(4, 500), low[1][4:]])]
-        return float(sum((mix @ one - true).square().sum() for one, true in zip(low, alone, strict=True)))
-
-    least = wrong(ratio)
-    assert least < wrong(torch.eye(6))
-    for _ in range(5):  # a regression: no mixing nearby does better, but for the little ridge
-        assert least <= wrong(ratio + 0.01 * torch.randn(6, 6, generator=chance)) * 1.0001
+    for _ in range(5):
+        nearby = mixed + 0.05 * mixed.std() * torch.randn(mixed.shape, generator=chance)
+        assert least < wrong(nearby)
 
 
 def test_effects_are_the_norms_of_what_the_loras_add(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
+    both = branches.pair_of(trained.denoiser, *files_of(pair))
     found = calibration.effects(trained, both, pair.prompt, 2)
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     seen: list[torch.Tensor] = []
@@ -218,18 +238,20 @@ def test_effects_are_the_norms_of_what_the_loras_add(trained: model.Model, pair:
     handle = layer.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].clone()))
     calibration.effects(trained, both, pair.prompt, 1)
     handle.remove()
-    for side, path in enumerate(pair.files):
-        down, up = branches.factors(path)["lora_unet_" + name.replace(".", "_")]
+    for side, file in enumerate(files_of(pair)):
+        down, up = branches.factors(file)["lora_unet_" + name.replace(".", "_")]
         slow = (seen[0] @ down.T @ up.T).norm()
         assert found.norms[0, both.names.index(name), side] == pytest.approx(float(slow), rel=1e-3)
 
 
 def test_by_effect_the_larger_effect_wins(trained: model.Model, pair: Pair) -> None:
-    both = branches.pair_of(trained.denoiser, *pair.files)
+    both = branches.pair_of(trained.denoiser, *files_of(pair))
     norms = np.ones((STEPS, len(both.names), 2))
     norms[:, ::2, 0], norms[:, 1::2, 1] = 100, 100
     deal = effects.by_effect(calibration.Effects(both.names, norms))
-    dealt = deal(*pair.files, methods.method("K-LoRA contest=effect").at(0), STEPS, 4.0).ordered(both.names)
+    dealt = deal(*files_of(pair), methods.method("K-LoRA contest=effect").at(0), STEPS, 4.0).ordered(
+        both.names
+    )
     for place, name in enumerate(both.names):
         if ".attn" in name and all(both.branches[name].ranks):
             winner = place % 2

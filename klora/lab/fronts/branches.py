@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from klora.files import LoraFile
+from klora.files.conversion import state_dict_in
 from klora.lab.loras import layers
 
 
@@ -43,17 +43,17 @@ class Pair:
     """[rows, layers, 2], or ``None`` for no LoRA at all."""
 
 
-def factors(path: Path, weight: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+def factors(file: LoraFile) -> dict[str, tuple[Tensor, Tensor]]:
     """Down and up of every layer of a file under kohya's names; the scale is in up."""
-    stored = load_file(path)
+    stored = state_dict_in(file, "kohya")
     found = {}
     for stem in sorted({key.split(".", 1)[0] for key in stored}):
         up, down = (stored[f"{stem}.lora_{way}.weight"].float() for way in ("up", "down"))
-        found[stem] = (down, weight * float(stored[f"{stem}.alpha"]) / len(down) * up.flatten(1))
+        found[stem] = (down, float(stored[f"{stem}.alpha"]) / len(down) * up.flatten(1))
     return found
 
 
-def pair_of(denoiser: nn.Module, content: Path, style: Path) -> Pair:
+def pair_of(denoiser: nn.Module, content: LoraFile, style: LoraFile) -> Pair:
     """The branches of two files."""
     sides = (factors(content), factors(style))
     own_names = {kohya: kohya.removeprefix("lora_unet_") for kohya in (*sides[0], *sides[1])}

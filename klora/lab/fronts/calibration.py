@@ -5,7 +5,7 @@ Weights alone do not tell that: a large delta may point where no input goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from klora.lab import tokens
 from klora.lab.fronts.branches import Branch, Pair, attached
 from klora.lab.fronts.sampling import scheduler
 from klora.lab.model import Model
+from klora.rules import Calibration
 
 SEED = 4_000_000
 """Seed of the calibration's noise, which no picture of a study has."""
@@ -92,26 +93,32 @@ def effects(model: Model, pair: Pair, prompt: str, steps: int) -> Effects:
     return Effects(pair.names, norms)
 
 
-@torch.no_grad()
-def inputs_alone(
-    model: Model, pair: Pair, prompt: str, side: int, when: int = 500
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Second moments of every layer's `low` inputs with one LoRA alone (0 content, 1 style) in one step.
+def calibration(
+    model: Model, pair: Pair, prompts: Sequence[str], weights: tuple[float, float]
+) -> Calibration:
+    """What a transform goes by: one step with each LoRA alone, at its weight and with what calls it."""
+    alone = [moments_alone(model, pair, prompt, side, weights[side]) for side, prompt in enumerate(prompts)]
+    return Calibration(weights, {name: (alone[0][name], alone[1][name]) for name in pair.names})
 
-    For each layer Z Z^T, [ranks, ranks], and A_k X Z^T, the rows of the same that belong to that LoRA.
+
+@torch.no_grad()
+def moments_alone(
+    model: Model, pair: Pair, prompt: str, side: int, weight: float = 1.0, when: int = 500
+) -> dict[str, Tensor]:
+    """Z Z^T of every layer's `low` inputs Z, [ranks, ranks] in fp64, in one step with one LoRA alone
+    (0 content, 1 style).
     """
     context = model.text_encoder(tokens.encode([prompt])).last_hidden_state
     edge: int = model.denoiser.config.sample_size  # type: ignore[union-attr, assignment]
     chance = torch.Generator().manual_seed(SEED)
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, Tensor] = {}
 
     def tell(name: str, seen: Tensor) -> None:
-        first = pair.branches[name].ranks[0]
-        own = seen[:first] if side == 0 else seen[first:]
-        found[name] = (seen @ seen.T, own @ seen.T)
+        wide = seen.double()
+        found[name] = wide @ wide.T
 
     alone = torch.zeros(1, len(pair.names), 2)
-    alone[..., side] = 1
+    alone[..., side] = weight
     with attached(model.denoiser, pair), watched(model.denoiser, pair, tell):
         pair.shares = alone
         model.denoiser(torch.randn(1, 4, edge, edge, generator=chance), torch.tensor(when), context)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from klora.files import read_lora
+from klora.files import LoraFile
 from klora.planning import Planner, planner_of_files
 from klora.schedule import Shares, evenly_spaced
 from klora.settings import Settings
@@ -52,14 +51,18 @@ def with_content_strength(dealt: Dealt, strength: float, guidance: float) -> Dea
 class Dealer(Protocol):
     """Deals the shares of a sampling."""
 
-    def __call__(self, content: Path, style: Path, settings: Settings, steps: int, guidance: float) -> Dealt:
+    def __call__(
+        self, content: LoraFile, style: LoraFile, settings: Settings, steps: int, guidance: float
+    ) -> Dealt:
         """The shares for two LoRA files, ``steps`` steps and guidance scale ``guidance``."""
         ...
 
 
-def by_the_engine(content: Path, style: Path, settings: Settings, steps: int, guidance: float) -> Dealt:
+def by_the_engine(
+    content: LoraFile, style: LoraFile, settings: Settings, steps: int, guidance: float
+) -> Dealt:
     """As the engine's planner deals, times the weights of the settings."""
-    planner = planner_of_files(read_lora(content), read_lora(style), settings)
+    planner = planner_of_files(content, style, settings)
     return weighed(planner, [planner.shares(moment) for moment in evenly_spaced(steps, guidance)])
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from klora.files import read_lora
+from klora.files import LoraFile
 from klora.lab.fronts.calibration import Effects
 from klora.lab.fronts.dealing import Dealer, Dealt, weighed
 from klora.planning import Planner, planner_of_files
@@ -18,8 +17,8 @@ from klora.settings import Settings
 def by_effect(effects: Effects) -> Dealer:
     """A dealer of K-LoRA's contest whose sides are effects; gamma weighs the totals of each step."""
 
-    def deal(content: Path, style: Path, settings: Settings, steps: int, guidance: float) -> Dealt:
-        planner = planner_of_files(read_lora(content), read_lora(style), settings)
+    def deal(content: LoraFile, style: LoraFile, settings: Settings, steps: int, guidance: float) -> Dealt:
+        planner = planner_of_files(content, style, settings)
         moments = evenly_spaced(steps, guidance)
         found = [at_step(planner, effects, step).shares(moment) for step, moment in enumerate(moments)]
         return weighed(planner, found)

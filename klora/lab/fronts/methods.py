@@ -3,10 +3,9 @@
 Every setting that a name does not say has the value written here, so that a default that changes later does
 not change what a name means. Balance is no part of a name: every method is run over all of it.
 
-Three keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
-rule's scores, ``transform=`` changes the pair before (`np-lora`, `np-lora-inf`, `ssr`), and ``content_e=``
-says how strongly the content counts whatever the CFG scale is, as a number for ``guidance`` does for the
-style.
+Two keys are the lab's own: ``contest=effect`` decides by the measured effect of each LoRA in place of the
+rule's scores, and ``content_e=`` says how strongly the content counts whatever the CFG scale is, as a number
+for ``guidance`` does for the style.
 """
 
 from __future__ import annotations
@@ -38,13 +37,14 @@ FIXED: Mapping[str, object] = {
     "similarity": 0.5,
     "turn": 5.0,
     "transform": "none",
+    "mu": 0.5,
+    "ridge": 0.001,
 }
 """What a setting is where a name does not say it."""
 
 SCORES, EFFECT = "scores", "effect"
 BY_EFFECT: tuple[str, ...] = ("K-LoRA", "smooth")
 """Rules whose contest can go by measured effect."""
-TRANSFORMS: tuple[str, ...] = ("np-lora", "np-lora-inf", "ssr")
 
 ADDED = "weights"
 """The rule that adds."""
@@ -61,8 +61,6 @@ class Method:
     settings: Settings
     contest: str = SCORES
     """What K-LoRA's contest goes by: `SCORES` of the weights, or the measured `EFFECT`."""
-    transform: str = ""
-    """What is done to the pair before: one of `TRANSFORMS`, or nothing."""
     content_e: float = 1.0
     """How strongly the content counts in the guided prediction; 1: as in both passes."""
 
@@ -83,16 +81,14 @@ def method(name: str) -> Method:
         if not equals or key == "balance":
             raise KloraError(f"method {name!r}: write NAME=VALUE for each setting but balance, not {part!r}.")
         changes[key] = value
-    contest, transform = str(changes.pop("contest", SCORES)), str(changes.pop("transform", ""))
-    if contest not in (SCORES, EFFECT) or transform not in ("", *TRANSFORMS):
-        raise KloraError(
-            f"method {name!r}: contest is {SCORES} or {EFFECT}, transform one of {', '.join(TRANSFORMS)}."
-        )
+    contest = str(changes.pop("contest", SCORES))
+    if contest not in (SCORES, EFFECT):
+        raise KloraError(f"method {name!r}: contest is {SCORES} or {EFFECT}.")
     if contest == EFFECT and rule not in BY_EFFECT:
         raise KloraError(f"method {name!r}: only {' and '.join(BY_EFFECT)} can go by measured effect.")
     content_e = _at_least_1(name, str(changes.pop("content_e", "1")))
     settings = Settings.from_mapping({**FIXED, **changes, "rule": rule})
-    return Method(name, settings, contest, transform, content_e)
+    return Method(name, settings, contest, content_e)
 
 
 def _at_least_1(name: str, text: str) -> float:
@@ -137,10 +133,10 @@ PLAIN: tuple[str, ...] = (
     "smooth style_weight=1.3",
     "smooth contest=effect",
     "K-LoRA keep=0.7 contest=effect",
-    "weights transform=np-lora",
-    "weights transform=np-lora-inf",
-    "weights transform=np-lora-inf style_weight=1.3",
-    "weights transform=ssr",
+    "weights transform=NP-LoRA",
+    "weights transform=NP-LoRA mu=1000000",
+    "weights transform=NP-LoRA mu=1000000 style_weight=1.3",
+    "weights transform=SSR",
     "EST",
     "turns",
 )

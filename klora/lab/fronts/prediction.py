@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from klora.files import read_lora
 from klora.lab.fronts.branches import pair_of
 from klora.lab.fronts.calibration import effects
 from klora.lab.fronts.compatibility import (
@@ -60,7 +61,7 @@ def features_of(sampling: Sampling, pairs: Sequence[Pair]) -> Numbers:
     model = loaded_model(sampling.weights)
     rows = []
     for pair in pairs:
-        branches = pair_of(model.denoiser, *pair.files)
+        branches = pair_of(model.denoiser, *map(read_lora, pair.files))
         rows.append(features(branches, effects(model, branches, pair.prompt, sampling.steps)))
     return np.stack(rows)
 

@@ -59,7 +59,6 @@ class Store:
             self.sampling.steps,
             self.sampling.guidance,
             method.contest,
-            method.transform,
             method.content_e,
             *map(fingerprint, files),
         ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -14,22 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klora.files import LoraFile, read_lora
 from klora.lab import checkpoint
 from klora.lab.fronts.branches import Pair as Branches
 from klora.lab.fronts.branches import pair_of
-from klora.lab.fronts.calibration import effects
+from klora.lab.fronts.calibration import calibration, effects
 from klora.lab.fronts.dealing import Dealer, Dealt, by_the_engine, with_content_strength
 from klora.lab.fronts.effects import by_effect
 from klora.lab.fronts.methods import BALANCES, EFFECT, Method
 from klora.lab.fronts.sampling import BATCH, Wanted, pictures
 from klora.lab.fronts.statistics import Front, units
 from klora.lab.fronts.store import JUDGES, Cell, Sampling, Scores, Store
-from klora.lab.fronts.transforms import np_lora, ssr
 from klora.lab.model import SECOND, Model
 from klora.lab.world2 import truth
 from klora.lab.world2.judges import Judges
 from klora.lab.world2.pairs import Pair
 from klora.lab.world2.scoring import MEASURES, score
+from klora.planning import rewritten
+from klora.settings import Settings
+
+Files = tuple[LoraFile, LoraFile]
 
 
 @lru_cache(maxsize=1)
@@ -54,39 +57,49 @@ class Task:
 
 @dataclass
 class Prepared:
-    """A pair on the model: its branches by transform, its effects, and what has been dealt already."""
+    """A pair on the model: its files and branches by transform, its effects, what has been dealt already."""
 
     model: Model
     pair: Pair
     sampling: Sampling
-    _changed: dict[str, Branches] = field(default_factory=dict)
+    _rewritten: dict[Hashable, tuple[Files, Branches]] = field(default_factory=dict)
     _dealt: dict[tuple[Method, float], Dealt] = field(default_factory=dict)
+
+    @cached_property
+    def files(self) -> Files:
+        """The two files as they are."""
+        content, style = map(read_lora, self.pair.files)
+        return content, style
 
     @cached_property
     def branches(self) -> Branches:
         """The branches as the files have them."""
-        return pair_of(self.model.denoiser, *self.pair.files)
+        return pair_of(self.model.denoiser, *self.files)
 
     @cached_property
     def _by_effect(self) -> Dealer:
         return by_effect(effects(self.model, self.branches, self.pair.prompt, self.sampling.steps))
 
-    def transformed(self, transform: str) -> Branches:
-        """The branches after a transform of `klora.lab.fronts.methods.TRANSFORMS`; as they are for none."""
-        if transform not in self._changed:
-            self._changed[transform] = self._made(transform)
-        return self._changed[transform]
+    def transformed(self, settings: Settings) -> tuple[Files, Branches]:
+        """Files and branches after the transform of the settings."""
+        key = rewriting(settings)
+        if key not in self._rewritten:
+            self._rewritten[key] = self._made(settings)
+        return self._rewritten[key]
 
-    def _made(self, transform: str) -> Branches:
-        if transform == "ssr":
-            return ssr(self.model, self.branches, (self.pair.content.trigger, self.pair.style.trigger))
-        if transform:
-            return np_lora(self.branches, math.inf if transform == "np-lora-inf" else 0.5)
-        return self.branches
+    def _made(self, settings: Settings) -> tuple[Files, Branches]:
+        if not settings.chosen_transform.changes_pairs:
+            return self.files, self.branches
+        told = None
+        if settings.chosen_transform.needs_calibration:
+            prompts = (self.pair.content.trigger, self.pair.style.trigger)
+            told = calibration(self.model, self.branches, prompts, _weights(settings))
+        files = rewritten(*self.files, settings, told)
+        return files, pair_of(self.model.denoiser, *files)
 
     def pictures(self, batch: Sequence[Task]) -> Tensor:
         """The pictures of tasks that have one transform, [n, 3, h, w] in bytes."""
-        branches = self.transformed(batch[0].method.transform)
+        _, branches = self.transformed(batch[0].method.settings)
         guidance = self.sampling.guidance
         wanted = [Wanted(task.cell[1], self.dealt(task.method, task.cell[0]), guidance) for task in batch]
         return pictures(self.model, branches, self.pair.prompt, wanted, self.sampling.steps)
@@ -95,11 +108,23 @@ class Prepared:
         """The shares of a method at a balance, in the order of the branches."""
         if (method, balance) not in self._dealt:
             deal = self._by_effect if method.contest == EFFECT else by_the_engine
-            settings, sampling = method.at(balance), self.sampling
-            found = deal(*self.pair.files, settings, sampling.steps, sampling.guidance)
+            files, _ = self.transformed(method.settings)
+            settings, sampling = method.at(balance).replace(transform="none"), self.sampling
+            found = deal(*files, settings, sampling.steps, sampling.guidance)
             found = with_content_strength(found, method.content_e, sampling.guidance)
             self._dealt[method, balance] = found.ordered(self.branches.names)
         return self._dealt[method, balance]
+
+
+def rewriting(settings: Settings) -> Hashable:
+    """What a transform makes of a pair depends on this of the settings."""
+    transform = settings.chosen_transform
+    weights = _weights(settings) if transform.needs_calibration else None
+    return transform.name, weights, *(settings.values[one.name] for one in transform.settings)
+
+
+def _weights(settings: Settings) -> tuple[float, float]:
+    return float(settings.content_weight), float(settings.style_weight)
 
 
 @dataclass
@@ -127,8 +152,8 @@ class Study:
         if not tasks:
             return
         prepared = Prepared(loaded_model(self.store.sampling.weights), pair, self.store.sampling)
-        for transform in dict.fromkeys(task.method.transform for task in tasks):
-            of_one = [task for task in tasks if task.method.transform == transform]
+        for key in dict.fromkeys(rewriting(task.method.settings) for task in tasks):
+            of_one = [task for task in tasks if rewriting(task.method.settings) == key]
             for start in range(0, len(of_one), BATCH):
                 batch = of_one[start : start + BATCH]
                 self._keep(pair, batch, prepared.pictures(batch))
