@@ -12,11 +12,16 @@ from klora.errors import PairError
 from klora.hosts.a1111.reading import exchange, fill_in
 from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
+from klora.hosts.common.block_weight import check_untouched
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.schedule import noise_progress
 from klora.weights import Seam
+
+#: Why another extension does not find a LoRA by its name, and what helps.
+_REWRITTEN = "the pair is rewritten; set Rewrite the pair to none"
+_READ_HERE = "K-LoRA has to read its file; write it in kohya's names (python -m klora convert)"
 
 
 class A1111Host:
@@ -43,11 +48,13 @@ class A1111Host:
         for network in list(_networks().loaded_networks):
             on_disk = network.network_on_disk
             if on_disk.name in rewritten:
+                check_untouched(p, network.mentioned_name, _REWRITTEN)
                 exchange(_networks(), network, rewritten[on_disk.name])
                 continue
             if on_disk.name not in names or _touches_denoiser(network):
                 continue
             if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):
+                check_untouched(p, network.mentioned_name, _READ_HERE)
                 fill_in(_networks(), network)
 
     def seam(self, p: Any, names: Sequence[str]) -> A1111Seam:
