@@ -1,7 +1,7 @@
 """Other people's extensions beside this one, in an AUTOMATIC1111 of their own.
 
-``KLORA_NEIGHBOURS`` names a folder with their folders. In its ``site`` lie the Python packages that they need,
-as ``pip install --target`` puts them there; the installation's own are not touched.
+``KLORA_NEIGHBOURS`` names a folder with their folders. In its ``site`` lie the Python packages that they
+need, as ``pip install --target`` puts them there; the installation's own are not touched.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def plain(folder: Path, webui: WebUI) -> tuple[Answer, Answer]:
     return webui.txt2img("a cat "), webui.txt2img(PAIR)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _traceless(beside: WebUI, plain: tuple[Answer, Answer]) -> Iterator[None]:
     """After the test, base and added picture are those of the WebUI without neighbours."""
     yield
@@ -79,7 +79,7 @@ def through(webui: WebUI, prompt: str, settings: dict[str, Any] | None, **script
 
 
 def test_beside_neighbours_that_stand_by_every_picture_is_the_same(
-    beside: WebUI, webui: WebUI, plain: tuple[Answer, Answer], _traceless: None
+    beside: WebUI, webui: WebUI, plain: tuple[Answer, Answer]
 ) -> None:
     assert [beside.txt2img(prompt).pixels for prompt in ("a cat ", PAIR)] == [one.pixels for one in plain]
     for settings in (CONTENT_WINS, STYLE_WINS, WEIGHTED, {}, {"schedule": "S*", "keep": 0.5}):
@@ -100,7 +100,7 @@ def tag(name: str, more: str) -> str:
 
 
 @pytest.mark.parametrize("key", ["lbw", "w"])
-def test_weights_of_blocks_count(folder: Path, beside: WebUI, _traceless: None, key: str) -> None:
+def test_weights_of_blocks_count(folder: Path, beside: WebUI, key: str) -> None:
     needs(folder, "sd-webui-lora-block-weight")
     content, style = (tag(name, f"{key}={BLOCKS}") for name in ("content", "style"))
     own = beside.txt2img(f"a cat {content}{style}")
@@ -110,7 +110,7 @@ def test_weights_of_blocks_count(folder: Path, beside: WebUI, _traceless: None, 
     assert fused.pixels == beside.txt2img(f"a cat {content}").pixels
 
 
-def test_the_pair_is_scored_with_its_weights_of_blocks(folder: Path, beside: WebUI, _traceless: None) -> None:
+def test_the_pair_is_scored_with_its_weights_of_blocks(folder: Path, beside: WebUI) -> None:
     needs(folder, "sd-webui-lora-block-weight")
     fused = beside.txt2img(f"a cat {CONTENT}{tag('style', f'lbw={HALF}')}", {})
     assert fused.pixels == beside.txt2img(f"a cat {CONTENT}<lora:style-sd1-a:1:0.5>", {}).pixels
@@ -118,7 +118,7 @@ def test_the_pair_is_scored_with_its_weights_of_blocks(folder: Path, beside: Web
 
 
 @pytest.mark.parametrize("steps", ["start=3", "stop=3", "step=2-4"])
-def test_its_steps_stay_its_own(folder: Path, beside: WebUI, _traceless: None, steps: str) -> None:
+def test_its_steps_stay_its_own(folder: Path, beside: WebUI, steps: str) -> None:
     needs(folder, "sd-webui-lora-block-weight")
     prompt = f"a cat {CONTENT}{tag('style', steps)}"
     own = beside.txt2img(prompt)
@@ -128,9 +128,7 @@ def test_its_steps_stay_its_own(folder: Path, beside: WebUI, _traceless: None, s
     assert fused.pixels == beside.txt2img(f"a cat {tag('style', steps)}").pixels
 
 
-def test_blocks_that_would_be_lost_are_refused(
-    folder: Path, beside: WebUI, models: Path, _traceless: None
-) -> None:
+def test_blocks_that_would_be_lost_are_refused(folder: Path, beside: WebUI, models: Path) -> None:
     needs(folder, "sd-webui-lora-block-weight")
     loras = models / "loras"
     convert(loras / "style-sd1-a.safetensors", loras / "beside-sd1-a.safetensors", "peft", overwrite=True)
@@ -138,7 +136,7 @@ def test_blocks_that_would_be_lost_are_refused(
     rewritten = f"a cat {tag('content', f'lbw={BLOCKS}')}{STYLE}"
     with pytest.raises(RefusedError, match=r"content-sd1-a has lbw of lora-block-weight.*Rewrite the pair"):
         beside.txt2img(rewritten, {"transform": "NP-LoRA"})
-    with pytest.raises(RefusedError, match=r"beside-sd1-a has lbw of lora-block-weight.*klora convert"):
+    with pytest.raises(RefusedError, match=r"beside-sd1-a has lbw of lora-block-weight.*convert"):
         beside.txt2img(f"a cat {CONTENT}{tag('beside', f'lbw={BLOCKS}')}", {})
 
 
@@ -147,9 +145,7 @@ def test_blocks_that_would_be_lost_are_refused(
 FADED = "<lora:style-sd1-a:0@0,1@1>"
 
 
-def test_a_lora_that_fades_in_is_applied_at_its_own_weight(
-    folder: Path, beside: WebUI, _traceless: None
-) -> None:
+def test_a_lora_that_fades_in_is_applied_at_its_own_weight(folder: Path, beside: WebUI) -> None:
     needs(folder, "sd-webui-loractl")
     prompt = f"a cat {CONTENT}{FADED}"
     own = beside.txt2img(prompt)
@@ -162,7 +158,7 @@ def test_a_lora_that_fades_in_is_applied_at_its_own_weight(
     assert fused.pixels not in (own.pixels, alone.pixels, beside.txt2img(PAIR, {}).pixels)
 
 
-def test_it_fades_in_too_if_it_is_rewritten(folder: Path, beside: WebUI, _traceless: None) -> None:
+def test_it_fades_in_too_if_it_is_rewritten(folder: Path, beside: WebUI) -> None:
     needs(folder, "sd-webui-loractl")
     settings = {**ADDED, "transform": "NP-LoRA", "mu": 1000000}
     steady, never = (
@@ -179,7 +175,7 @@ def test_it_fades_in_too_if_it_is_rewritten(folder: Path, beside: WebUI, _tracel
 EVERY = [True, True, 1, False, False, False, 1.1, 1.5, 100, 0.7, True]
 
 
-def test_every_picture_has_the_pair_of_its_own_prompt(folder: Path, beside: WebUI, _traceless: None) -> None:
+def test_every_picture_has_the_pair_of_its_own_prompt(folder: Path, beside: WebUI) -> None:
     needs(folder, "sd-dynamic-prompts")
     name = next(
         one for one in beside.call("/sdapi/v1/scripts")["txt2img"] if one.startswith("dynamic prompts")
@@ -198,30 +194,33 @@ def test_every_picture_has_the_pair_of_its_own_prompt(folder: Path, beside: WebU
 
 # --- Regions and parts of a prompt -------------------------------------------------------------------------
 
-REGIONS: dict[str, list[Any]] = {
-    "Regional_Prompter": [
-        *(True, False, "Matrix", "Vertical", "Mask", "Prompt", "1,1", "0.2", False, False, False),
-        *("Attention", False, "0", "0", "0.4", None, "0", "0", False),
-    ]
-}
+
+def regions(mode: str) -> dict[str, list[Any]]:
+    """Two regions side by side, by what regional prompter calls its generation mode."""
+    divided = (True, False, "Matrix", "Vertical", "Mask", "Prompt", "1,1", "0.2", False, False, False)
+    return {"Regional_Prompter": [*divided, mode, False, "0", "0", "0.4", None, "0", "0", False]}
 
 
-def test_regions_of_a_prompt(folder: Path, beside: WebUI, _traceless: None) -> None:
+@pytest.mark.parametrize("mode", ["Attention", "Latent"])
+def test_regions_of_a_prompt(folder: Path, beside: WebUI, mode: str) -> None:
     needs(folder, "sd-webui-regional-prompter")
-    own = {
-        loras: through(beside, f"a cat {loras} BREAK a dog", None, **REGIONS).pixels
-        for loras in (CONTENT, STYLE, WEIGHTED_PAIR, "")
-    }
-    assert len(set(own.values())) == 4
-    assert own[""] != beside.txt2img("a cat BREAK a dog").pixels
-    for settings, loras in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE), (WEIGHTED, WEIGHTED_PAIR)):
-        made = through(beside, f"{PAIR} BREAK a dog", settings, **REGIONS)
-        assert made.pixels == own[loras]
-    assert through(beside, f"{PAIR} BREAK a dog", {}, **REGIONS).pixels not in own.values()
+
+    def made(loras: str, settings: dict[str, Any] | None = None) -> tuple[str, ...]:
+        prompt = f"a cat {loras} BREAK a dog {loras}"
+        return through(beside, prompt, settings, **regions(mode)).pixels
+
+    content, style, added = made(CONTENT), made(STYLE), made(CONTENT + STYLE)
+    assert len({content, style, added, beside.txt2img(f"a cat {CONTENT} BREAK a dog").pixels}) == 4
+    assert made(CONTENT + STYLE, CONTENT_WINS) == content
+    assert made(CONTENT + STYLE, STYLE_WINS) == style
+    assert made(CONTENT + STYLE, ADDED) == added
+    assert made(CONTENT + STYLE, {}) not in (content, style, added)
+    if mode == "Attention":  # in the other one it reads the first weight of a tag alone
+        assert made(CONTENT + STYLE, WEIGHTED) == made(WEIGHTED_PAIR)
 
 
 @pytest.mark.parametrize("word", ["AND_PERP", "AND_SALT", "AND_TOPK"])
-def test_neutral_parts_of_a_prompt(folder: Path, beside: WebUI, _traceless: None, word: str) -> None:
+def test_neutral_parts_of_a_prompt(folder: Path, beside: WebUI, word: str) -> None:
     needs(folder, "sd-webui-neutral-prompt")
     part = f" {word} a dog :0.8"
     own = {
@@ -247,7 +246,7 @@ REPAINTING: dict[str, list[Any]] = {
 }
 
 
-def test_what_adetailer_repaints_is_fused_too(folder: Path, beside: WebUI, _traceless: None) -> None:
+def test_what_adetailer_repaints_is_fused_too(folder: Path, beside: WebUI) -> None:
     needs(folder, "adetailer")
     own = {loras: through(beside, f"a cat {loras}", None, **REPAINTING).pixels for loras in (CONTENT, STYLE)}
     assert own[CONTENT] != beside.txt2img(f"a cat {CONTENT}").pixels

@@ -19,10 +19,6 @@ from klora.hosts.common.rewriting import RewrittenLora
 from klora.schedule import noise_progress
 from klora.weights import Seam
 
-#: Why another extension does not find a LoRA by its name, and what helps.
-_REWRITTEN = "the pair is rewritten; set Rewrite the pair to none"
-_READ_HERE = "K-LoRA has to read its file; write it in kohya's names (python -m klora convert)"
-
 
 class A1111Host:
     """A1111 as this process runs it."""
@@ -48,13 +44,13 @@ class A1111Host:
         for network in list(_networks().loaded_networks):
             on_disk = network.network_on_disk
             if on_disk.name in rewritten:
-                check_untouched(p, network.mentioned_name, _REWRITTEN)
+                check_untouched(p, network.mentioned_name)
                 exchange(_networks(), network, rewritten[on_disk.name])
                 continue
             if on_disk.name not in names or _touches_denoiser(network):
                 continue
             if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):
-                check_untouched(p, network.mentioned_name, _READ_HERE)
+                check_untouched(p, network.mentioned_name)
                 fill_in(_networks(), network)
 
     def seam(self, p: Any, names: Sequence[str]) -> A1111Seam:

@@ -23,21 +23,19 @@ def is_installed() -> bool:
     return _SCRIPT in {PurePath(str(data.path)).name for data in scripts.scripts_data}
 
 
-def check_untouched(p: Any, name: str, why: str) -> None:
+def check_untouched(p: Any, name: str) -> None:
     """Raise `PairError` if lora-block-weight is to change the LoRA ``name`` in this pass.
 
-    ``why`` says what K-LoRA put into the list in place of that LoRA, under a name that it does not know.
+    Called where K-LoRA puts other tensors into the host's list, under a name that it does not know.
     """
-    tags = getattr(
-        p, "hr_extra_network_data" if getattr(p, "is_hr_pass", False) else "extra_network_data", None
-    )
-    items = [
-        tag.items for kind in (tags or {}).values() for tag in kind if tag.items and tag.items[0] == name
-    ]
-    keys = {item.partition("=")[0].strip().lower() for told in items for item in told if "=" in item}
+    of_pass = "hr_extra_network_data" if getattr(p, "is_hr_pass", False) else "extra_network_data"
+    tags = [tag.items for kind in (getattr(p, of_pass, None) or {}).values() for tag in kind]
+    told = [item.partition("=") for items in tags if items and items[0] == name for item in items]
+    keys = {key.strip().lower() for key, equals, _ in told if equals}
     found = sorted(keys & (STEP_KEYS | _BLOCK_KEYS))
     if found and is_installed():
         raise PairError(
-            f"LoRA {name} has {', '.join(found)} of lora-block-weight in its tag, which cannot reach it, because "
-            f"{why}."
+            f"LoRA {name} has {', '.join(found)} of lora-block-weight in its tag, which does not reach a "
+            "LoRA that K-LoRA rewrites or reads itself; set Rewrite the pair to none, or convert the file to "
+            "kohya's names."
         )
