@@ -49,6 +49,14 @@ def cut_window(
     return kept, _window(told, tag) if told else None
 
 
+def has_curve(items: Sequence[str]) -> bool:
+    """Whether the items of a tag hold ``w=`` with a point of a curve, ``share:factor``."""
+    return any(
+        item.partition("=")[0].strip().lower() == "w" and _REST_OF_CURVE.fullmatch(after) is not None
+        for item, after in pairwise(items)
+    )
+
+
 def read_window(text: str) -> Window:
     """The window that a text such as ``start=0.2:stop=0.8`` tells; raises `SettingsError`."""
     kept, window = cut_window(text.split(":"), f"the window {text!r}")

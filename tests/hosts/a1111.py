@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,14 +42,16 @@ def link_extensions(data: Path) -> None:
 
 
 @contextmanager
-def running_a1111(root: Path, python: str, models: Path, data: Path) -> Iterator[WebUI]:
+def running_a1111(
+    root: Path, python: str, models: Path, data: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[WebUI]:
     """The WebUI for as long as the context lasts; its settings and its log lie in ``data``."""
     if not (data / "extensions").exists():
         link_extensions(data)
     port = free_port()
     folders = ["--data-dir", data, "--ckpt-dir", models, "--lora-dir", models / "loras"]
     flags = [*FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
-    process = start(python, root, flags, data / "webui.log", port)
+    process = start(python, root, flags, data / "webui.log", port, environment)
     try:
         yield WebUI(f"http://127.0.0.1:{port}")
     finally:

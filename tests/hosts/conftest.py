@@ -3,6 +3,7 @@
 ``KLORA_A1111``: the folder of an AUTOMATIC1111. ``KLORA_A1111_PYTHON``: its Python, by default that of
 the ``venv`` in the folder. ``KLORA_FORGE`` and ``KLORA_FORGE_PYTHON``: the same of a Forge; ``KLORA_NEO``
 and ``KLORA_REFORGE``: of Forge Neo and reForge, which are told of further checkpoints too: see `family`.
+``KLORA_NEIGHBOURS``: other extensions to run AUTOMATIC1111 with, see `neighbours`.
 Nothing is written into the installation: checkpoints, LoRAs, settings and a link to this extension live in
 a folder of the test.
 """

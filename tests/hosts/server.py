@@ -127,11 +127,19 @@ def free_port() -> int:
         return port
 
 
-def start(python: str, root: Path, flags: list[str], log: Path, port: int) -> subprocess.Popen[bytes]:
+def start(
+    python: str,
+    root: Path,
+    flags: list[str],
+    log: Path,
+    port: int,
+    more_environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """Start ``launch.py`` and wait until the API answers; raises RuntimeError if it does not."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     for name in ("PYTHONPATH", "VIRTUAL_ENV"):
         environment.pop(name, None)
+    environment.update(more_environment or {})
     with log.open("wb") as output:
         process = subprocess.Popen(
             [python, "launch.py", "--port", str(port), *flags],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -239,12 +240,21 @@ def test_an_exception_in_the_unet_leaves_nothing(webui: Webui) -> None:
     assert all(webui.is_applied(added.seen[0], layer, "fox", "ink") for layer in IN_FORWARD_ORDER)
 
 
+def test_the_infotext_outlives_a_copy_that_begins_within_the_job(webui: Webui) -> None:
+    """As ADetailer's does, after it has repainted the last picture of a batch."""
+    p = webui.generate(BOTH, {})
+    told = dict(p.extra_generation_params)
+    webui.script.process(copy(p), {})
+    assert p.extra_generation_params == told != {}
+
+
 def test_infotext_is_written_and_that_of_a_former_cell_removed(webui: Webui) -> None:
     p = webui.generate(BOTH, {"alpha": 2})
     written = p.extra_generation_params
     assert written["K-LoRA"].startswith("fox (")
     assert written["K-LoRA alpha"] == "2"
     webui.script.process(p, False)
+    webui.script.before_process_batch(p, False)
     assert not any(key.startswith("K-LoRA") for key in written)
 
 

@@ -12,7 +12,9 @@ import torch
 
 from klora.errors import LoraFileError, PairError
 from klora.files import read_lora
+from klora.hosts.a1111.multiplier import keep_told_by, multiplied
 from klora.hosts.a1111.reading import exchange
+from klora.hosts.common.block_weight import check_untouched
 from klora.hosts.common.library import KnownLora
 from klora.hosts.common.rewriting import RewrittenLora, rewritten_loras
 from klora.planning import rewritten
@@ -91,3 +93,49 @@ def test_a_network_is_exchanged_in_the_list_and_left_as_it_is(monkeypatch: pytes
     assert again.bundle_embeddings is fox.bundle_embeddings
     assert vars(fox) == before
     assert models.read_state_dict("fox") == {"from": "disk"}
+
+
+class Told:
+    """A network whose multipliers another extension computes by its name, as sd-webui-loractl does."""
+
+    weights = {"fox": 0.25}  # noqa: RUF012 - that extension has one table as well
+    te_multiplier = property(lambda self: self.weights.get(self.name, 1.0), lambda self, value: None)
+    unet_multiplier = property(lambda self: self.weights.get(self.name, 1.0), lambda self, value: None)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def test_a_renamed_network_keeps_the_weights_that_go_by_its_name() -> None:
+    fox, ink = Told("fox"), Told("ink")
+    for one in (fox, ink):
+        keep_told_by(one, one.name)
+        one.name += " (rewritten)"
+    assert (fox.te_multiplier, fox.unet_multiplier) == (0.25, 0.25)
+    assert fox.name == "fox (rewritten)"
+    assert (ink.te_multiplier, ink.unet_multiplier) == (1, 1)
+    with multiplied(fox, 0.5):
+        assert fox.unet_multiplier == 0.125
+    Told.weights = {"fox": 0.75}
+    assert fox.unet_multiplier == 0.75
+    plain = network("fox")
+    keep_told_by(plain, "fox")
+    assert type(plain) is SimpleNamespace
+
+
+@pytest.mark.parametrize(
+    ("items", "named"), [(["fox", "1", "lbw=MIDD"], "lbw"), (["fox", "1", "step=2-4", "W=MIDD"], "step, w")]
+)
+def test_blocks_of_a_lora_that_another_has_replaced_are_refused(
+    a1111: Any, items: list[str], named: str
+) -> None:
+    told = {"lora": [SimpleNamespace(items=items)]}
+    first, hires = (SimpleNamespace(is_hr_pass=is_hires) for is_hires in (False, True))
+    first.extra_network_data = hires.hr_extra_network_data = told
+    first.hr_extra_network_data = hires.extra_network_data = {}
+    check_untouched(first, "fox")  # without that extension the keys mean nothing
+    a1111.scripts.scripts_data.append(SimpleNamespace(path="/host/extensions/lbw/lora_block_weight.py"))
+    for p in (first, hires):
+        check_untouched(p, "ink")
+        with pytest.raises(PairError, match=f"LoRA fox has {named} of lora-block-weight"):
+            check_untouched(p, "fox")

@@ -59,6 +59,9 @@ def test_lora_block_weight_keeps_its_own_keys(webui: Webui, a1111: Any) -> None:
     assert set(windows.our_keys()) == {"hr_start", "hr_stop", "w"}
     p = webui.generate("<lora:fox:1:step=2-4:w=0:1,1:1>", False)
     assert p.prompts == ["<lora:fox:1:step=2-4>"] * 2  # what is left is the other script's
+    for blocks in ("w=MIDD", "w=1,0,0.5,1", "W=MIDD:x=0.5"):
+        p = webui.generate(f"<lora:fox:1:{blocks}>", False)
+        assert p.prompts == [f"<lora:fox:1:{blocks}>"] * 2
 
 
 # -- jobs ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from klora.errors import PairError
 from klora.hosts.a1111.reading import exchange, fill_in
 from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
+from klora.hosts.common.block_weight import check_untouched
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
@@ -43,11 +44,13 @@ class A1111Host:
         for network in list(_networks().loaded_networks):
             on_disk = network.network_on_disk
             if on_disk.name in rewritten:
+                check_untouched(p, network.mentioned_name)
                 exchange(_networks(), network, rewritten[on_disk.name])
                 continue
             if on_disk.name not in names or _touches_denoiser(network):
                 continue
             if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):
+                check_untouched(p, network.mentioned_name)
                 fill_in(_networks(), network)
 
     def seam(self, p: Any, names: Sequence[str]) -> A1111Seam:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _NAME = "unet_multiplier"
+_OF_TEXT = "te_multiplier"
 
 #: Shares of the sampling at which a multiplier is asked for, to see whether it changes.
 _ASKED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -65,6 +66,29 @@ def changes_in_time(network: Any) -> bool:
     finally:
         state.sampling_step, state.sampling_steps = before
     return len(told) > 1
+
+
+def keep_told_by(network: Any, name: str) -> None:
+    """Before ``network`` is renamed: multipliers that its class computes go on to be told by ``name``.
+
+    sd-webui-loractl looks up what a tag says under the name of its LoRA, and takes 1 for any other.
+    """
+    own = type(network)
+    found = {attribute: getattr(own, attribute, None) for attribute in (_NAME, _OF_TEXT)}
+    told = {key: _told_by(one, name) for key, one in found.items() if isinstance(one, property)}
+    if told:
+        network.__class__ = type(own.__name__, (own,), told)
+
+
+def _told_by(computed: property, name: str) -> property:
+    def get(network: Any) -> float:
+        before, network.name = network.name, name
+        try:
+            return float(computed.__get__(network))
+        finally:
+            network.name = before
+
+    return property(get, computed.fset)
 
 
 def _property(network: Any) -> property | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from klora.files import read_lora
 from klora.files.conversion import state_dict_in
+from klora.hosts.a1111.multiplier import keep_told_by
 from klora.hosts.common.again import read_again_by_host
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.common.stand_in import stand_in
@@ -63,6 +64,7 @@ def mark_of(network: Any) -> str | None:
 
 
 def _name(network: Any, name: str, mark: str) -> None:
+    keep_told_by(network, network.name)
     network.name = name
     setattr(network, _NAMED, (name, mark))
 

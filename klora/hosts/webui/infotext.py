@@ -8,7 +8,7 @@ LoRA names can be any of that, so both directions mind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from klora.errors import SettingsError
@@ -42,8 +42,14 @@ class FusedPair:
 
 
 def all_keys() -> tuple[str, ...]:
-    """Every key this module may write, so that a job can first remove those of another one."""
+    """Every key this module may write."""
     return (PAIR_KEY, *(one.infotext_key for one in _written_settings()), FALLBACK_KEY, NOTE_KEY)
+
+
+def clear(params: MutableMapping[str, object]) -> None:
+    """Remove what a former batch, or a former cell of a plot, wrote."""
+    for key in all_keys():
+        params.pop(key, None)
 
 
 def written(

@@ -119,8 +119,7 @@ class Job:
 
     @staticmethod
     def begin(arguments: Sequence[object], p: Any) -> Job | None:
-        """The job for ``p``, or ``None`` if K-LoRA is not wanted; clears what a former cell left behind."""
-        _clear_infotext(p)
+        """The job for ``p``, or ``None`` if K-LoRA is not wanted."""
         found = attempted(lambda: (wanted_settings(arguments, p), reads_windows(arguments)))
         if isinstance(found, KloraError):
             return Job(None, found)
@@ -137,7 +136,6 @@ class Job:
     def arrange_prompts(self, p: Any) -> None:
         """Before the host reads the LoRA tags of a batch: cast the roles, add and remove tags."""
         self._fallback = None  # of a former batch
-        _clear_infotext(p)
         self._first, self._hires = _PassCast(self._base), _PassCast(self._base)
         self._try(p, lambda: self._arrange_tag(p))
         self._try(p, lambda: self._arrange_windows(p))
@@ -351,11 +349,6 @@ def _cannot_be_added(error: KloraError) -> KloraError:
     return HostError(
         f"{reason}; the LoRAs cannot be added normally, because the pair is rewritten: set {label} to none."
     )
-
-
-def _clear_infotext(p: Any) -> None:
-    for key in infotext.all_keys():
-        p.extra_generation_params.pop(key, None)
 
 
 def _involved(tags: Iterable[str], roles: Roles, names: Mapping[str, str]) -> list[str]:

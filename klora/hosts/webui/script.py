@@ -8,7 +8,7 @@ from typing import Any
 from modules import script_callbacks, scripts
 
 from klora.hosts.common.foreign import foreign
-from klora.hosts.webui import accordion, axes, compare, routes, won
+from klora.hosts.webui import accordion, axes, compare, infotext, routes, won
 from klora.hosts.webui.job import Job
 from klora.hosts.webui.score_folder import score_folder
 from klora.planning import keep_scores_in
@@ -47,6 +47,8 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
 
     def before_process_batch(self, p: Any, *arguments: Any, **_keywords: Any) -> None:
         """The host is about to read the LoRA tags of a batch."""
+        # Not when a job begins: that ADetailer says again, of a copy, before the infotext is written.
+        infotext.clear(p.extra_generation_params)
         if not p.prompts:
             return
         if getattr(p, _JOB, None) is None:

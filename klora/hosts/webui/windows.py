@@ -6,21 +6,17 @@ The host would stumble over a curve, whose colons it takes for its own, and over
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from pathlib import PurePath
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from klora.errors import SettingsError
+from klora.hosts.common import block_weight
 from klora.hosts.webui.roles import TAG_WORDS
 from klora.schedule import Window
-from klora.schedule.window_text import KEYS, cut_window
+from klora.schedule.window_text import KEYS, cut_window, has_curve
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 _MENTION = re.compile(r"<\w+:[^>]*?(?:" + "|".join(KEYS) + r")\s*=", re.IGNORECASE)
-
-#: A script that reads some of our keys in its own way, where it is installed.
-_BLOCK_WEIGHT = "lora_block_weight.py"
-_OF_BLOCK_WEIGHT = frozenset({"start", "stop", "step"})
 
 Windows = dict[str, Window]
 
@@ -32,10 +28,16 @@ def mentions_window(prompts: Collection[object]) -> bool:
 
 def our_keys() -> tuple[str, ...]:
     """The keys that are read here: lora-block-weight, where it is installed, keeps those that it has."""
-    from modules import scripts
+    if not block_weight.is_installed():
+        return KEYS
+    return tuple(key for key in KEYS if key not in block_weight.STEP_KEYS)
 
-    files = {PurePath(str(data.path)).name for data in scripts.scripts_data}
-    return tuple(key for key in KEYS if _BLOCK_WEIGHT not in files or key not in _OF_BLOCK_WEIGHT)
+
+def _ours_in(items: Sequence[str], keys: Collection[str]) -> Collection[str]:
+    """``keys`` for one tag: ``w`` without a curve is lora-block-weight's short word for ``lbw``."""
+    if set(keys) >= block_weight.STEP_KEYS or has_curve(items):
+        return keys
+    return [key for key in keys if key != "w"]
 
 
 def taken_out(
@@ -51,7 +53,8 @@ def taken_out(
     def clean(tag: re.Match[str]) -> str:
         if tag[1] not in words:
             return tag[0]
-        items, window = cut_window(tag[2].split(":"), tag[0], keys)
+        told = tag[2].split(":")
+        items, window = cut_window(told, tag[0], _ours_in(told, keys))
         if window is None:
             return tag[0]
         _note(windows, names.get(items[0], items[0]) if items else "", window, tag[0])
@@ -76,7 +79,7 @@ def taken_out_of_parsed(
     for word in TAG_WORDS:
         for place, tag in enumerate(tags.get(word, ())):
             text = f"<{word}:{':'.join(tag.items)}>"
-            items, window = cut_window(list(tag.items), text, keys)
+            items, window = cut_window(list(tag.items), text, _ours_in(tag.items, keys))
             if window is not None:
                 _note(windows, names.get(items[0], items[0]) if items else "", window, text)
                 tags[word][place] = make(items)
