@@ -41,17 +41,25 @@ class A1111Host:
         """The host has loaded its LoRAs: exchange those that are ``rewritten``, and read those of ``names``
         that it found nothing in.
         """
-        for network in list(_networks().loaded_networks):
-            on_disk = network.network_on_disk
-            if on_disk.name in rewritten:
-                check_untouched(p, network.mentioned_name)
-                exchange(_networks(), network, rewritten[on_disk.name])
-                continue
-            if on_disk.name not in names or _touches_denoiser(network):
-                continue
-            if checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model)):
-                check_untouched(p, network.mentioned_name)
-                fill_in(_networks(), network)
+        replaced = [one for one in _networks().loaded_networks if one.network_on_disk.name in rewritten]
+        unread = [
+            one
+            for one in _networks().loaded_networks
+            if one not in replaced and one.network_on_disk.name in names and self._is_for_us_to_read(p, one)
+        ]
+        for network in (*replaced, *unread):  # before anything is changed
+            check_untouched(p, network.mentioned_name)
+        for network in replaced:
+            exchange(_networks(), network, rewritten[network.network_on_disk.name])
+        for network in unread:
+            fill_in(_networks(), network)
+
+    def _is_for_us_to_read(self, p: Any, network: Any) -> bool:
+        """Whether the host found nothing in a LoRA that may be for the loaded checkpoint."""
+        if _touches_denoiser(network):
+            return False
+        on_disk = network.network_on_disk
+        return checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model))
 
     def seam(self, p: Any, names: Sequence[str]) -> A1111Seam:
         """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""
