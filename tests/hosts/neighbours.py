@@ -29,8 +29,24 @@ KNOWN = (
 )
 DETECTOR = "random.pt"
 
-#: Found at the start: ADetailer lets us into the pictures that it makes itself, and downloads nothing.
-_OPTIONS = {"ad_script_names": "klora_script"}
+#: Found at the start. ADetailer lets us into the pictures that it makes itself. Dynamic prompts registers its
+#: settings with the page, which there is none of here, and fails without them.
+_OPTIONS = {
+    "ad_script_names": "klora_script",
+    "dp_ignore_whitespace": False,
+    "dp_write_raw_template": False,
+    "dp_write_prompts_to_file": False,
+    "dp_parser_variant_start": "{",
+    "dp_parser_variant_end": "}",
+    "dp_parser_wildcard_wrap": "__",
+    "dp_limit_jinja_prompts": False,
+    "dp_auto_purge_cache": False,
+    "dp_wildcard_manager_no_dedupe": False,
+    "dp_wildcard_manager_no_sort": False,
+    "dp_wildcard_manager_shuffle": False,
+    "dp_magicprompt_default_model": "",
+    "dp_magicprompt_batch_size": 1,
+}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true"}
 
 
