@@ -180,30 +180,6 @@
 
     const question = (tab) => JSON.stringify({...circumstances(tab), key: memory(tab).key});
 
-    /** The number under which gradio's server knows the function behind a button. */
-    function functionBehind(tab, name) {
-        const config = window.gradio_config, id = factsOf(tab).buttons[name];
-        const component = config.components.find((one) => one.props?.elem_id === id).id;
-        const isIt = (one) => one.backend_fn && one.targets.some((target) => [target].flat()[0] === component);
-        const place = config.dependencies.findIndex(isIt);
-        return config.dependencies[place].id ?? place;
-    }
-
-    /**
-     * Ask the function behind a button without pressing it: the same request that gradio would send, without
-     * its ways to the button and from the answer, which take longer than the plan.
-     */
-    async function askDirectly(tab, name, inputs) {
-        const address = new URL("run/predict", `${location.origin}${location.pathname.replace(/[^/]*$/, "")}`);
-        const answer = await fetch(address, {
-            method: "POST",
-            headers: {"Content-Type": "application/json"},
-            body: JSON.stringify({fn_index: functionBehind(tab, name), session_hash: "klora", data: inputs}),
-        });
-        if (!answer.ok) throw new Error(`${answer.status}`);
-        return (await answer.json()).data[0];
-    }
-
     /** One question at a time; what changes meanwhile is asked for when the answer is there. */
     function askForPlan(tab) {
         const state = memory(tab), now = Date.now();
@@ -212,7 +188,7 @@
         if (state.isIndirect) {
             press(tab, "plan_button");
         } else {
-            askDirectly(tab, "plan_button", [question(tab), ...state.values]).then(
+            window.klora.askDirectly(factsOf(tab).buttons.plan_button, [question(tab), ...state.values]).then(
                 (text) => takePlan(tab, text),
                 () => { // another gradio or a way between that lets only its own requests pass
                     state.isIndirect = true;
@@ -309,7 +285,7 @@
         const range = place < 0 ? null : element(ids[order[place]]).querySelector("input[type=range]");
         const isTaken = range && state.values && input.value !== "" && value >= range.min && value <= range.max;
         if (!isTaken || state.values[place] === value) return;
-        state.values = state.values.with(place, value);
+        state.values = state.values.map((one, at) => at === place ? value : one);
         look(tab);
     }
 

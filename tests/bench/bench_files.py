@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,11 +24,11 @@ from safetensors import safe_open
 from klora.files import pair_layers, read_lora
 from klora.planning import keep_scores_in, planner_of_files
 from klora.settings import Settings
+from tests.bench.child import measured_apart
 from tests.bench.memory import forget_peak, peak_mib
 from tests.bench.models import flux, sdxl, sdxl_attention, write_lora
 
 MODELS = {"sdxl": sdxl, "attention": sdxl_attention, "flux": flux}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def bare(first: str, second: str) -> float:
@@ -93,21 +91,6 @@ def child(task: str, first: str, second: str) -> None:
     print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mib": peak_mib() - before}))
 
 
-def measured(task: str, files: list[str]) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.bench_files", "--child", task, *files]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
 def forget_kept(files: list[str]) -> None:
     """Throw away the scores that are kept on disk."""
     for one in (Path(files[0]).parent / "scores").glob("*"):
@@ -117,7 +100,7 @@ def forget_kept(files: list[str]) -> None:
 def one_round(files: list[str]) -> dict[str, dict[str, float]]:
     """Each task once, in turns, so that a change of the machine's load falls on all alike."""
     forget_kept(files)
-    return {task: measured(task, files) for task in TASKS}
+    return {task: measured_apart("bench_files", task, *files) for task in TASKS}
 
 
 def main() -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,9 +27,9 @@ from klora.hosts.a1111.seam import A1111Seam
 from klora.options import TopK
 from klora.planning import keep_scores_in, scores_of
 from klora.scores import TOP_K_SUM, TOTAL
+from tests.bench.child import measured_apart
 from tests.bench.models import sdxl_attention, write_lora
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("first", "again")
 
 
@@ -87,20 +85,6 @@ def child(folder: str) -> None:
     print(json.dumps({**told, "layers": len(layers)}))
 
 
-def measured(folder: Path) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.bench_kept", "--child", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def forget(folder: Path) -> None:
     """As if no WebUI had ever run."""
     for kept in (folder / "scores").glob("*"):
@@ -121,7 +105,7 @@ def main() -> None:
         for _ in range(asked.rounds):
             forget(folder)
             for side in SIDES:
-                found[side].append(measured(folder))
+                found[side].append(measured_apart("bench_kept", str(folder)))
     least = {side: {name: min(run[name] for run in runs) for name in runs[0]} for side, runs in found.items()}
     for side, one in least.items():
         print(

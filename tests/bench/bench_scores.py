@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,10 +28,9 @@ from klora.files import LoraLayer, pair_layers, read_lora
 from klora.planning import planner_of_files
 from klora.planning.scoring import forget_scores
 from klora.settings import Settings
+from tests.bench.child import measured_apart
 from tests.bench.memory import forget_peak, peak_mib
 from tests.bench.models import Shapes, flux, sdxl, sdxl_attention, write_lora
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -114,19 +111,9 @@ def child(side: str, content: str, style: str, other_layers: str, threads: str) 
 
 
 def measured(side: str, files: list[str], case: Case, threads: int) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.bench_scores", "--child", side, *files]
-    done = subprocess.run(
-        [*command, case.other_layers, str(threads)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        # Nothing kept on disk: both sides are measured cold.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "KLORA_CACHE": ""},
-    )
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    """One measurement in a process of its own. Nothing is kept on disk, so that both sides are cold."""
+    told = (side, *files, case.other_layers, str(threads))
+    return measured_apart("bench_scores", *told, KLORA_CACHE="")
 
 
 def compared(case: Case, rounds: int, threads: int) -> dict[str, float]:

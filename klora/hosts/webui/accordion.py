@@ -176,10 +176,11 @@ def _row(row: Sequence[Setting], page: Page) -> None:
 
     with gr.Row(elem_classes=["klora-row"]):
         for setting in row:
-            with gr.Column(elem_classes=["klora-cell"]) if setting.name == "locks" else nullcontext():
+            picker = _PICKERS.get(setting.name)
+            with nullcontext() if picker is None else gr.Column(elem_classes=["klora-cell"]):
                 page.controls[setting.name] = _component(setting, page.elem_id)
-                if setting.name == "locks":
-                    _lock_picker(page)
+                if picker is not None:
+                    picker(page)
 
 
 def _lock_picker(page: Page) -> None:
@@ -190,6 +191,10 @@ def _lock_picker(page: Page) -> None:
         f'<div class="klora-locks" role="group" aria-label="Locks" data-tab="{page.tab}"></div>',
         elem_id=page.elem_id("lock_picker"),
     )
+
+
+#: What stands below the control of a setting, by its name.
+_PICKERS: Mapping[str, Callable[[Page], None]] = {"locks": _lock_picker}
 
 
 def _rows(settings: Iterable[Setting]) -> Iterator[list[Setting]]:

@@ -16,7 +16,8 @@ from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 
-#: Kinds of tags that a host may load as LoRAs; which of them it does is asked of it (`library.tag_words`).
+#: Words of the tags that a host may load as LoRAs; which of them it does is asked of it
+#: (`library.tag_words`).
 TAG_WORDS = ("lora", "lyco")
 _POSITIONS = (FIRST_IN_PROMPT, SECOND_IN_PROMPT)
 

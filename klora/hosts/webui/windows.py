@@ -34,7 +34,10 @@ def our_keys() -> tuple[str, ...]:
 
 
 def _ours_in(items: Sequence[str], keys: Collection[str]) -> Collection[str]:
-    """``keys`` for one tag: ``w`` without a curve is lora-block-weight's short word for ``lbw``."""
+    """``keys`` for one tag: ``w`` without a curve is lora-block-weight's short word for ``lbw``.
+
+    That it is installed shows in the keys that `our_keys` has left to it.
+    """
     if set(keys) >= block_weight.STEP_KEYS or has_curve(items):
         return keys
     return [key for key in keys if key != "w"]
@@ -73,7 +76,7 @@ def taken_out_of_parsed(
 ) -> Windows:
     """The same on tags that the host has parsed already, as it has for the hires pass; changed in place.
 
-    ``make`` makes the host's word of tag from items.
+    ``make`` makes a tag of the host's from items.
     """
     windows: Windows = {}
     for word in TAG_WORDS:
