@@ -28,6 +28,15 @@ class ByRows(Protocol):
 
 
 @runtime_checkable
+class KnowsFactors(Protocol):
+    """LoRAs of which some types without rank tell their energy rank by their factors."""
+
+    def energy_rank(self, layer: str, place: int) -> int | None:
+        """That of content (0) or style (1) in a layer; ``None`` where only dW tells it."""
+        ...
+
+
+@runtime_checkable
 class Lasting(Protocol):
     """LoRAs whose scores may be kept on disk."""
 
@@ -47,7 +56,7 @@ MOST_KEPT = 32
 _kept: OrderedDict[Hashable, Scores] = OrderedDict()
 
 #: Raised when the numbers for a key change, so that what an older version kept is not read any more.
-_FORMAT = 1
+_FORMAT = 2
 
 _shelf: Shelf | None = None
 
@@ -154,15 +163,21 @@ def _score(
 ) -> LayerScore:
     deltas = loras.delta_rows if isinstance(loras, ByRows) else loras.deltas
     content, style = deltas(layer.name)
+    content_rank, style_rank = (_rank(loras, layer, place) for place in (0, 1))
     return score_layer(
         layer.name,
         content,
         style,
         top_k,
         measures,
-        content_rank=layer.ranks[0],
-        style_rank=layer.ranks[1],
+        content_rank=content_rank,
+        style_rank=style_rank,
         content_file=loras.names[0],
         style_file=loras.names[1],
         scratch=scratch,
     )
+
+
+def _rank(loras: Loras, layer: LayerView, place: int) -> int | None:
+    known = layer.ranks[place]
+    return loras.energy_rank(layer.name, place) if not known and isinstance(loras, KnowsFactors) else known

@@ -22,6 +22,7 @@ from klora.hosts.a1111.lasting import networks_key
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
 from klora.hosts.a1111.reading import mark_of
 from klora.hosts.common.checks import does_not_fit, loaded_family
+from klora.hosts.common.file_ranks import FileRanks
 from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta
@@ -44,6 +45,7 @@ class A1111Seam:
         self.model = model
         self._networks = networks
         self._cast = tuple(cast)
+        self._file_ranks = FileRanks([str(one.network_on_disk.filename) for one in self._cast[:2]])
         self._device = device
         touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
         named = {_canonical(name): name for name in touched}
@@ -68,6 +70,10 @@ class A1111Seam:
         """Both dW as the host would add them to the clean weight, multiplier and dyn_dim included."""
         content, style = (self._scored_delta(network, layer) for network in self._cast[:2])
         return content, style
+
+    def energy_rank(self, layer: str, place: int) -> int | None:
+        """As the factors in the file tell it."""
+        return self._file_ranks.energy_rank(layer, place)
 
     def _scored_delta(self, network: Any, layer: str) -> Tensor:
         # A LoRA that another extension fades in or out is weighed as if it were in.

@@ -18,6 +18,7 @@ from klora.errors import HostError, LoraFileError
 from klora.files import LoraFile, LoraLayer, in_forward_order, is_attention, split_layers
 from klora.planning import LayerView
 from klora.schedule import LayerShares
+from klora.scores import ENERGY_SHARE
 from klora.weights.branch import Branches, RowDelta
 
 
@@ -95,6 +96,10 @@ class PipelineSeam:
     def deltas(self, layer: str) -> tuple[Tensor, Tensor]:
         """Both dW in fp32, on the model's device, scaled by alpha / rank and the weight."""
         return self._delta(0, 1.0, layer), self._delta(1, 1.0, layer)
+
+    def energy_rank(self, layer: str, place: int) -> int | None:
+        """As the factors tell it."""
+        return self._layers[place][layer].energy_rank(ENERGY_SHARE)
 
     def _delta(self, place: int, share: float, layer: str) -> Tensor:
         base = self._base(layer)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError
+from klora.hosts.common.file_ranks import FileRanks
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import changed_layers
@@ -53,6 +54,7 @@ class FamilySeam:
     ) -> None:
         self.names = tuple(names)
         self.paths = tuple(paths)
+        self._file_ranks = FileRanks(self.paths[:2])
         self._held: Sequence[str] | None = None
         self._failed: KloraError | None = None
         self._watch: RemovableHandle | None = None
@@ -83,6 +85,10 @@ class FamilySeam:
         """Both dW in fp32, as the host merges them."""
         changed = self._layers[layer]
         return self._deltas.of_weight(0, changed), self._deltas.of_weight(1, changed)
+
+    def energy_rank(self, layer: str, place: int) -> int | None:
+        """As the factors in the file tell it."""
+        return self._file_ranks.energy_rank(layer, place)
 
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
