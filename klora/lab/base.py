@@ -83,22 +83,25 @@ def train(
     start: nn.Module | None = None,
     often: Tensor | None = None,
     batch: int = BATCH,
+    often_subjects: Tensor | None = None,
 ) -> Loop:
     """Train or go on training the denoiser.
 
     `latents` [subjects, styles, 4, h, w] are the pictures, `contexts` [n, 77, width] the encoded
     `base_prompts`; `start` is a denoiser to begin with, where no checkpoint is kept; `often` [styles] says
-    how often each style is shown, all alike where it is not given; a step learns from `batch` pictures.
+    how often each style is shown, `often_subjects` [subjects] each subject, all alike where they are not
+    given; a step learns from `batch` pictures.
     """
     torch.manual_seed(plan.seed)
     loop = Loop("base", cache / "checkpoints", start or build_denoiser(), plan)
     subjects, styles = latents.shape[:2]
     shares = torch.ones(styles) if often is None else often
+    subject_shares = torch.ones(subjects) if often_subjects is None else often_subjects
     levels = noise_levels().to(device())
     latents, contexts = latents.to(device()), contexts.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        subject = torch.randint(subjects, (batch,), generator=generator)
+        subject = torch.multinomial(subject_shares, batch, replacement=True, generator=generator)
         style = torch.multinomial(shares, batch, replacement=True, generator=generator)
         chance = torch.rand(batch, generator=generator)
         prompt = 1 + subjects + subject * styles + style
