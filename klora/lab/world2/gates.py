@@ -17,14 +17,14 @@ from klora.lab.world2.judges import Judges, accuracies
 from klora.lab.world2.kinds import KINDS, SUBJECTS
 from klora.lab.world2.lessons import STYLE_NAMES
 from klora.lab.world2.loras import strength
-from klora.lab.world2.recipes import RECIPES, STYLE, STYLE_VALIDATION, Recipe
+from klora.lab.world2.recipes import MET, RECIPES, STYLE, STYLE_VALIDATION, Recipe
 from klora.lab.world2.scoring import subject_scores
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES
 
 CONTENT_SEEDS = tuple(range(10))
 STYLE_SEEDS = (0, 1)
-EVERY = 5
-"""Of the kinds, each fifth is drawn for the gates of the base model, in every base style."""
+EVERY = 10
+"""Of the kinds that no pair is about, each tenth is drawn for the record of the base model."""
 
 
 def autoencoder_gates(model: Model, cache: Path) -> list[Gate]:
@@ -56,12 +56,24 @@ def named(judges: Judges, made: Tensor, kinds: Sequence[str], styles: Sequence[s
 
 
 def base_gates(model: Model, judges: Judges) -> list[Gate]:
-    """Samples of every fifth kind in every base style."""
-    wanted = [(kind, style) for kind in KINDS[::EVERY] for style in BASE_STYLES]
+    """Samples in every base style: the kinds that pairs are about count, the others are recorded."""
+    others = [kind for kind in KINDS if kind not in MET][::EVERY]
+    kind, style = _drawn_right(model, judges, MET)
+    other_kind, other_style = _drawn_right(model, judges, others)
+    return [
+        Gate("base, kinds of the pairs", kind, 0.95),
+        Gate("base, style of these", style, 0.95),
+        Gate("base, other kinds", other_kind, 0),
+        Gate("base, style of other kinds", other_style, 0),
+    ]
+
+
+def _drawn_right(model: Model, judges: Judges, kinds: Sequence[str]) -> tuple[float, float]:
+    """The shares of right kinds and of right styles among samples of ``kinds`` in every base style."""
+    wanted = [(kind, style) for kind in kinds for style in BASE_STYLES]
     prompts = [world.prompt(kind, style) for kind, style in wanted]
     made = samples.generate(samples.pipeline(model), prompts, range(len(prompts)))
-    kind, style = named(judges, made, [one for one, _ in wanted], [one.name for _, one in wanted])
-    return [Gate("base, kind", kind, 0.95), Gate("base, style", style, 0.95)]
+    return named(judges, made, [kind for kind, _ in wanted], [style.name for _, style in wanted])
 
 
 def lora_gates(model: Model, judges: Judges, recipe: Recipe, path: Path) -> list[Gate]:

@@ -117,6 +117,11 @@ STYLE_VALIDATION: tuple[str, ...] = world.listed(
 )
 """Kinds that no style LoRA's lesson shows; a style LoRA alone is judged on these."""
 
+MET: tuple[str, ...] = tuple(
+    sorted({*STYLE_LESSONS, *STYLE_VALIDATION, *(one.kind for half in INDIVIDUALS.values() for one in half)})
+)
+"""The known kinds that some pair, lesson or trial is about."""
+
 
 def _individual(half: str, one: Individual, build: Build) -> Recipe:
     return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, build)

@@ -18,10 +18,9 @@ from klora.lab.model import SECOND, Model, build_autoencoder, build_denoiser
 from klora.lab.words import Words
 from klora.lab.world2 import autoencoder, gates, judges, loras, truth
 from klora.lab.world2.drawing import kinds_in_style
-from klora.lab.world2.individuals import ALL_INDIVIDUALS
 from klora.lab.world2.kinds import KINDS
 from klora.lab.world2.prompts import base_prompts, trigger_prompts
-from klora.lab.world2.recipes import RECIPES, STYLE_LESSONS, STYLE_VALIDATION
+from klora.lab.world2.recipes import RECIPES
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE
 
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
@@ -35,9 +34,8 @@ JUDGES = "judges.safetensors"
 OFTEN = {CONTENT_STYLE: 2.0}
 """How often a style is shown to the base model; the others once."""
 OFTEN_MET = 6.0
-"""How often the base model is shown the kinds of the individuals and of the styles' lessons and trials; the
-others once. A model that people use knows a bear better than prayer beads, and it is bears that they dress.
-"""
+"""How often the base model is shown the kinds that pairs, lessons and trials are about; the others once.
+A model that people use knows a bear better than prayer beads, and it is bears that they dress."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,7 @@ def train_base(job: Job) -> None:
     words = Words.of(base_prompts())
     contexts = text.contexts(reader_of(job.cache).text_encoder, base_prompts(), words)
     often = torch.tensor([OFTEN.get(style.name, 1.0) for style in BASE_STYLES])
-    met = {one.kind for one in ALL_INDIVIDUALS} | {*STYLE_LESSONS, *STYLE_VALIDATION}
-    kinds = torch.tensor([OFTEN_MET if kind in met else 1.0 for kind in KINDS])
+    kinds = torch.tensor([OFTEN_MET if kind in MET else 1.0 for kind in KINDS])
     torch.manual_seed(BASE_PLAN.seed)
     start, latents = build_denoiser(SECOND), base_latents(job.cache)
     base.train(job.cache, latents, contexts, BASE_PLAN, job.minutes, start, often, BASE_BATCH, kinds)
