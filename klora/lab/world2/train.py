@@ -20,7 +20,7 @@ from klora.lab.world2 import autoencoder, gates, judges, loras, truth
 from klora.lab.world2.drawing import kinds_in_style
 from klora.lab.world2.kinds import KINDS
 from klora.lab.world2.prompts import base_prompts, trigger_prompts
-from klora.lab.world2.recipes import RECIPES
+from klora.lab.world2.recipes import MET, RECIPES
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE
 
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
