@@ -10,6 +10,7 @@ from tests.hosts.family import FamilyWebUI
 from tests.hosts.test_a1111 import CONTENT, CONTENT_WINS, PAIR, STYLE, STYLE_WINS
 from tests.hosts.test_forge import _plain_options, webui  # noqa: F401
 from tests.hosts.test_neo_models import (  # noqa: F401 - collected here too, with this module's fixtures
+    FEW_STEPS,
     FLUX,
     four_bits,
     gguf,
@@ -41,7 +42,7 @@ def test_gguf_merged_by_the_host_differs_by_its_rounding(
             (winner, None, "Automatic"),
         ):
             gguf(kind, way)
-            pictures.append(webui.txt2img(f"a cat {prompt}", klora, **FLUX))
+            pictures.append(webui.txt2img(f"a cat {prompt}", klora, **{**FLUX, "steps": FEW_STEPS}))
         fused, on_the_fly, merged = pictures
         assert fused.pixels == on_the_fly.pixels != merged.pixels
 
