@@ -41,7 +41,8 @@ class Recipe:
     """Name of the individual, of the stranger, or of the style."""
     trigger: str
     build: Build
-    batch: int = 8
+    batch: int
+    """Drawings in each step."""
 
     @property
     def rank(self) -> int:
@@ -68,6 +69,10 @@ class Recipe:
         """Learning rate."""
         return self.build.rate
 
+
+CONTENT_BATCH = 4
+"""A subject's LoRA learns from four drawings at most."""
+STYLE_BATCH = 8
 
 CONTENT_BUILDS: tuple[Build, ...] = (
     Build(4, 4, ATTENTION, 1),
@@ -124,15 +129,15 @@ MET: tuple[str, ...] = tuple(
 
 
 def _individual(half: str, one: Individual, build: Build) -> Recipe:
-    return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, build)
+    return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, build, CONTENT_BATCH)
 
 
 def _stranger(half: str, kind: str, build: Build) -> Recipe:
-    return Recipe(f"content-{kind}", STRANGER, half, kind, world.words(kind), build)
+    return Recipe(f"content-{kind}", STRANGER, half, kind, world.words(kind), build, CONTENT_BATCH)
 
 
 def _style(half: str, name: str, build: Build) -> Recipe:
-    return Recipe(f"style-{name}", STYLE, half, name, f"{STYLES[name].word} style", build)
+    return Recipe(f"style-{name}", STYLE, half, name, f"{STYLES[name].word} style", build, STYLE_BATCH)
 
 
 def _recipes() -> list[Recipe]:
