@@ -34,6 +34,7 @@ from tests.hosts.test_prompt_tags import (  # noqa: F401
     test_what_is_wrong_is_422_and_a_sentence,
 )
 from tests.hosts.test_reforge import test_a_refiner_is_followed  # noqa: F401
+from tests.hosts.test_scripts import test_built_in_scripts  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from tests.hosts.test_neo import (  # noqa: F401
     test_other_layers,
     test_sdxl,
 )
+from tests.hosts.test_scripts import test_built_in_scripts  # noqa: F401
 
 
 @pytest.fixture(scope="session")
