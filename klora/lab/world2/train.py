@@ -24,7 +24,7 @@ from klora.lab.world2.recipes import MET, RECIPES
 from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE
 
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
-BASE_PLAN = Plan(steps=8_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+BASE_PLAN = Plan(steps=12_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
 BASE_BATCH = 16
 """Half of the first world's. A picture costs the same in batches of 8 to 32 (measured), so an hour has twice
 the steps; whether they teach as much, the gates tell."""
@@ -33,7 +33,7 @@ TRAINED_LONGER: tuple[float, ...] = (1.0, 1.5, 2.25)
 JUDGES = "judges.safetensors"
 OFTEN = {CONTENT_STYLE: 2.0}
 """How often a style is shown to the base model; the others once."""
-OFTEN_MET = 6.0
+OFTEN_MET = 10.0
 """How often the base model is shown the kinds that pairs, lessons and trials are about; the others once.
 A model that people use knows a bear better than prayer beads, and it is bears that they dress."""
 
