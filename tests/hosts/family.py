@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,10 +136,12 @@ def running(
     kinds: Sequence[str] = ("SDXL", "FLUX"),
     *,
     has_ui: bool = False,
+    beside: Sequence[Path] = (),
 ) -> Iterator[FamilyWebUI]:
     """The WebUI for as long as the context lasts; its data lie in ``folder``.
 
-    ``kinds``: of the further checkpoints that variables name.
+    ``kinds``: of the further checkpoints that variables name. ``beside``: folders of other extensions, which
+    are copied, because some of them write into their own.
     """
     root, python = family.root, family.python
     models, data = family.models or folder / "models", folder / "data"
@@ -157,6 +160,8 @@ def running(
     for name, target in (("sd-webui-klora", PROJECT), ("klora-probe", HERE / "probe")):
         if not (data / "extensions" / name).exists():
             (data / "extensions" / name).symlink_to(target)
+    for neighbour in beside:
+        shutil.copytree(neighbour, data / "extensions" / neighbour.name)
     settings = {"sd_model_checkpoint": "sd1-a.safetensors", **_marked(root), **(options or {})}
     (data / "config.json").write_text(json.dumps(settings))
     places = (str(models), str(models / "loras"), str(models / "modules"))

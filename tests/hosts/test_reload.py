@@ -27,6 +27,16 @@ def _reload(webui: FamilyWebUI) -> None:
     raise AssertionError("the WebUI did not come back")
 
 
+def _wait_for_the_page(webui: FamilyWebUI) -> None:
+    """reForge's API answers before its page is built, and fails until the scripts have their arguments."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < deadline:
+        if "Startup time:" in webui.log.read_text(errors="replace"):
+            return
+        time.sleep(0.5)
+    raise AssertionError("the page was not built")
+
+
 def _pictures(webui: FamilyWebUI) -> dict[str, tuple[str, ...]]:
     made = {"base": webui.txt2img("a cat "), "added": webui.txt2img(PAIR), "fused": webui.txt2img(PAIR, {})}
     for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
@@ -40,6 +50,7 @@ def _pictures(webui: FamilyWebUI) -> dict[str, tuple[str, ...]]:
 @pytest.mark.parametrize("family", [FORGE, NEO, REFORGE], ids=lambda family: family.name)
 def test_reload_ui(family: Family, tmp_path: Path) -> None:
     with running(family, tmp_path, kinds=(), has_ui=True) as webui:
+        _wait_for_the_page(webui)
         webui.options(sd_model_checkpoint="sd1-a.safetensors")
         webui.txt2img("a cat ", steps=1)
         before = _pictures(webui)

@@ -1,0 +1,99 @@
+"""Beside other people's extensions on the real Forge, by hash of the pixels: those that are made for it.
+
+`tests.hosts.neighbours` says how they are had. Ground truth is the host's own picture: without any neighbour
+where they only stand by, and with the same neighbour and the same tags where it takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.family import FORGE, FamilyWebUI, running
+from tests.hosts.server import Answer
+from tests.hosts.test_neighbours import (  # noqa: F401 - a fixture
+    BLOCKS,
+    CONTENT,
+    CONTENT_WINS,
+    PAIR,
+    STYLE,
+    STYLE_WINS,
+    folder,
+    needs,
+    tag,
+)
+
+COUPLE, BLOCK_WEIGHT = "sd-forge-couple", "sd-webui-lora-block-weight"
+
+#: Two regions side by side, without a background, one line of the prompt for each.
+SIDE_BY_SIDE: list[Any] = [True, False, "Basic", "", "Horizontal", "None", 0.5, [], "off", False, True]
+
+
+@pytest.fixture(scope="module")
+def beside(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FamilyWebUI]:  # noqa: F811
+    """Forge with both neighbours, as far as they are there, running."""
+    there = [folder / name for name in (COUPLE, BLOCK_WEIGHT) if (folder / name).is_dir()]
+    with running(FORGE, tmp_path_factory.mktemp("beside"), kinds=(), beside=there) as webui:
+        yield webui
+
+
+@pytest.fixture(autouse=True)
+def _traceless(beside: FamilyWebUI, forge: FamilyWebUI) -> Iterator[None]:
+    """After the test, base and added picture are those of the WebUI without neighbours."""
+    yield
+    for prompt in ("a cat ", PAIR):
+        assert beside.txt2img(prompt).pixels == forge.txt2img(prompt).pixels
+
+
+def test_beside_neighbours_that_stand_by_every_picture_is_the_same(
+    beside: FamilyWebUI, forge: FamilyWebUI
+) -> None:
+    for settings in (CONTENT_WINS, STYLE_WINS, {}, {"keep": 0.5, "guidance": "content"}):
+        assert beside.txt2img(PAIR, settings).pixels == forge.txt2img(PAIR, settings).pixels
+
+
+def _side_by_side(webui: FamilyWebUI, loras: str, settings: dict[str, Any] | None) -> Answer:
+    scripts: dict[str, Any] = {"Forge Couple": {"args": SIDE_BY_SIDE}}
+    if settings is not None:
+        scripts["K-LoRA"] = {"args": [settings]}
+    return webui.txt2img(f"a red cat {loras}\na blue dog", width=128, alwayson_scripts=scripts)
+
+
+@pytest.mark.parametrize(("settings", "alone"), [(CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)])
+def test_a_winner_alone_in_the_regions_of_forge_couple(
+    folder: Path,  # noqa: F811
+    beside: FamilyWebUI,
+    settings: dict[str, Any],
+    alone: str,
+) -> None:
+    needs(folder, COUPLE)
+    only = _side_by_side(beside, alone, None)
+    assert "forge_couple: True" in only.infotexts[0]
+    assert only.pixels != beside.txt2img(f"a red cat {alone}\na blue dog", width=128).pixels
+    assert _side_by_side(beside, CONTENT + STYLE, settings).pixels == only.pixels
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep": 0.5, "guidance": "content"}], ids=["default", "sides"])
+def test_a_fused_pair_in_the_regions_of_forge_couple(
+    folder: Path,  # noqa: F811
+    beside: FamilyWebUI,
+    settings: dict[str, Any],
+) -> None:
+    needs(folder, COUPLE)
+    fused = _side_by_side(beside, CONTENT + STYLE, settings)
+    assert "forge_couple: True" in fused.infotexts[0]
+    assert "K-LoRA: content-sd1-a" in fused.infotexts[0]
+    others = [_side_by_side(beside, loras, None).pixels for loras in (CONTENT, STYLE, CONTENT + STYLE)]
+    assert fused.pixels not in others
+    assert _side_by_side(beside, CONTENT + STYLE, settings).pixels == fused.pixels
+
+
+def test_weights_of_blocks_count(folder: Path, beside: FamilyWebUI) -> None:  # noqa: F811
+    needs(folder, BLOCK_WEIGHT)
+    content, style = (tag(name, f"lbw={BLOCKS}") for name in ("content", "style"))
+    own = beside.txt2img(f"a cat {content}")
+    assert own.pixels != beside.txt2img(f"a cat {CONTENT}").pixels
+    assert beside.txt2img(f"a cat {content}{style}", CONTENT_WINS).pixels == own.pixels
