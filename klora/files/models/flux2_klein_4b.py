@@ -10,4 +10,5 @@ MODEL = BaseModel(
     words=("klein-4b", "klein_4b", "klein 4b", "flux2_klein_4b", "flux2-klein-4b", "flux.2-klein-4b"),
     yields_to=("Flux", "Flux.2"),
     configurations=("Flux2K4B",),
+    hosts=("Neo",),
 )

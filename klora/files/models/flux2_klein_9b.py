@@ -10,4 +10,5 @@ MODEL = BaseModel(
     words=("klein-9b", "klein_9b", "klein 9b", "flux2_klein_9b", "flux2-klein-9b", "flux.2-klein-9b"),
     yields_to=("Flux", "Flux.2"),
     configurations=("Flux2K9B",),
+    hosts=("Neo",),
 )
