@@ -40,8 +40,9 @@ def _a1111(folder: Path, models: Path | None) -> Iterator[Place]:
     kept = models or folder / "models"
     if not (kept / "sd1-a.safetensors").exists():
         make_a1111_models(root, python, kept)
-    options = {"lora_functional": (False, True), "fp8_storage": ("Disable", "Enable")}
-    plain = {"sd_model_checkpoint": "sd1-a.safetensors", "lora_functional": False, "fp8_storage": "Disable"}
+    # No fp8: switched on and off again, it changes this WebUI's own pictures, without any extension too.
+    options: dict[str, tuple[object, ...]] = {"lora_functional": (False, True)}
+    plain = {"sd_model_checkpoint": "sd1-a.safetensors", "lora_functional": False}
     with running_a1111(root, python, kept, folder / "data") as webui:
         yield Place(webui, kept / "loras", plain, options)
 
