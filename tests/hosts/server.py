@@ -99,6 +99,8 @@ class WebUI:
         raws = [one.tobytes() for one in pictures]
         texts = json.loads(answer["info"])["infotexts"]
         hashes = tuple(hashlib.sha256(raw).hexdigest() for raw in raws)
+        if not pictures:  # the job was interrupted before its first
+            return Answer((), b"", tuple(texts), (0, 0))
         return Answer(hashes, raws[0], tuple(texts), pictures[0].size)
 
     def options(self, **options: Any) -> None:

@@ -65,8 +65,8 @@ class Stage:
 
     # --- Acts -----------------------------------------------------------------------------------------
 
-    def do(self, act: Act) -> str | None:
-        """Do it; what is wrong with the answer, or ``None``."""
+    def do(self, act: Act, may_be_stopped: bool = False) -> str | None:
+        """Do it; what is wrong with the answer, or ``None``. ``may_be_stopped``: by another client."""
         if act.kind == "together":
             return self._together(act)
         try:
@@ -76,8 +76,8 @@ class Stage:
                 self._webui.options(**act.data)
             elif act.kind == "ask":
                 self._webui.call(f"/klora/v1/{act.data['path']}", self._filled(act.data["body"]))
-            else:
-                self._picture(act)
+            elif not self._picture(act).pixels and not (act.stop or may_be_stopped):
+                return "an answer without a picture"
         except RefusedError as refused:
             found = complaint(refused)
             if found is not None and not self._fails_without_us(act, refused):
@@ -98,7 +98,11 @@ class Stage:
 
     def _together(self, act: Act) -> str | None:
         found: list[str | None] = []
-        threads = [threading.Thread(target=lambda one=one: found.append(self.do(one))) for one in act.parts]
+        is_stopped = any(part.stop for part in act.parts)
+        threads = [
+            threading.Thread(target=lambda one=one: found.append(self.do(one, is_stopped)))
+            for one in act.parts
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -107,7 +111,7 @@ class Stage:
             return "a client got no answer"
         return "; ".join(filter(None, found)) or None
 
-    def _picture(self, act: Act) -> None:
+    def _picture(self, act: Act) -> Answer:
         request = self._filled(dict(act.data))
         prompt, klora = request.pop("prompt"), self._filled(act.klora)
         stopping = threading.Thread(target=self._stop, args=(act,))
@@ -118,9 +122,8 @@ class Stage:
                 start = _gradient()
                 if request.pop("mask", False):
                     request["mask"] = left_half(start.size)
-                self._webui.img2img(prompt, klora, init=start, **request)
-            else:
-                self._webui.txt2img(prompt, klora, **request)
+                return self._webui.img2img(prompt, klora, init=start, **request)
+            return self._webui.txt2img(prompt, klora, **request)
         finally:
             if act.stop:
                 stopping.join()
