@@ -24,11 +24,12 @@ class FileRanks:
 
     @cached_property
     def _layers(self) -> list[dict[str, LoraLayer]]:
-        return [_layers_of(path) for path in self._paths]
+        return [layers_of_file(path) for path in self._paths]
 
 
-def _layers_of(path: str) -> dict[str, LoraLayer]:
+def layers_of_file(path: str) -> dict[str, LoraLayer]:
+    """The layers of a file by canonical name, fused ones taken apart; none if only the host can read it."""
     try:
-        return dict(split_layers(read_lora(path)))
-    except LoraFileError:  # only the host can read it
+        return split_layers(read_lora(path))
+    except LoraFileError:  # what is unsound was refused before
         return {}

@@ -90,12 +90,6 @@ def changed_layers(
     return {name: found[name] for name in in_forward_order(sorted(found), base_model)}
 
 
-def layers_of_file(path: str) -> Layers:
-    """The layers of a file; none if only the host can read it."""
-    known = _known(path)
-    return {} if known is None else known.layers
-
-
 def _known(path: str) -> _KnownFile | None:
     try:
         file = read_lora(path)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from klora.errors import HostError
+from klora.hosts.common.file_ranks import layers_of_file
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
-from klora.hosts.forge_family.layers import ChangedLayer, Layers, layers_of_file
+from klora.hosts.forge_family.layers import ChangedLayer, Layers
 from klora.hosts.forge_family.reading import mark_of
 from klora.planning import file_stamp
 from klora.schedule import LayerShares
