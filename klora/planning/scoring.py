@@ -15,7 +15,7 @@ from klora.options import TopK
 from klora.planning import content
 from klora.planning.cast import LayerView, Loras
 from klora.planning.shelf import Shelf
-from klora.scores import DeltaRows, LayerScore, Scores, Scratch, score_layer
+from klora.scores import MEASURES, DeltaRows, LayerScore, Scores, Scratch, score_layer
 
 
 @runtime_checkable
@@ -163,7 +163,10 @@ def _score(
 ) -> LayerScore:
     deltas = loras.delta_rows if isinstance(loras, ByRows) else loras.deltas
     content, style = deltas(layer.name)
-    content_rank, style_rank = (_rank(loras, layer, place) for place in (0, 1))
+    needs_rank = top_k.form == "rank" and any(MEASURES[name].needs_k for name in measures)
+    content_rank, style_rank = (
+        _rank(loras, layer, place) if needs_rank else layer.ranks[place] for place in (0, 1)
+    )
     return score_layer(
         layer.name,
         content,
