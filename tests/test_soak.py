@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
 
-from tests.hosts.server import RefusedError
+from tests.hosts.server import NoPictureError, RefusedError
 from tests.hosts.soak import __main__ as soak
+from tests.hosts.soak.acting import Stage
 from tests.hosts.soak.answers import complaint
 from tests.hosts.soak.jobs import Act, Offer, drawn_acts
 from tests.hosts.soak.shrink import shrunk, slope
@@ -29,6 +30,27 @@ def test_a_seed_is_one_list_of_acts() -> None:
     assert drawn_acts(5, 40, OFFER) == acts
     assert drawn_acts(5, 20, OFFER) == acts[:20]
     assert drawn_acts(6, 40, OFFER) != acts
+
+
+class _NoPictures:
+    """A WebUI that gives no picture, as if each job was interrupted at once."""
+
+    def txt2img(self, *_: Any, **__: Any) -> None:
+        raise NoPictureError
+
+    def call(self, *_: Any) -> None:
+        """Interrupt and skip are heard and do nothing."""
+
+
+def test_a_job_without_a_picture_is_a_fault_unless_somebody_stops_it() -> None:
+    stage = object.__new__(Stage)
+    stage._webui, stage.names, stage.refusals = _NoPictures(), {}, []  # type: ignore[assignment]
+    alone = Act("picture", {"prompt": "a cat"})
+    stopped = Act("picture", {"prompt": "a cat"}, stop="interrupt")
+    assert stage.do(alone) == "an answer without a picture"
+    assert stage.do(stopped) is None
+    assert stage.do(Act("together", parts=(alone, stopped))) is None
+    assert stage.do(Act("together", parts=(alone, alone))) == "; ".join(["an answer without a picture"] * 2)
 
 
 def test_all_that_is_promised_is_drawn() -> None:

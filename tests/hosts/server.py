@@ -41,6 +41,10 @@ class Answer:
         return sum(abs(a - b) for a, b in zip(self.raw, other.raw, strict=True)) / len(self.raw)
 
 
+class NoPictureError(Exception):
+    """A job was answered, but without a picture."""
+
+
 class RefusedError(Exception):
     """The API refused a job; ``status`` and ``text`` are its answer."""
 
@@ -99,8 +103,8 @@ class WebUI:
         raws = [one.tobytes() for one in pictures]
         texts = json.loads(answer["info"])["infotexts"]
         hashes = tuple(hashlib.sha256(raw).hexdigest() for raw in raws)
-        if not pictures:  # the job was interrupted before its first
-            return Answer((), b"", tuple(texts), (0, 0))
+        if not pictures:  # two of these would pass for the same picture
+            raise NoPictureError("the job gave no picture, as if it was interrupted before its first")
         return Answer(hashes, raws[0], tuple(texts), pictures[0].size)
 
     def options(self, **options: Any) -> None:
