@@ -8,9 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from klora.lab.benchmark.statistics import Estimate
 from klora.lab.fronts.methods import ADDED, PLAINLY_ADDED, PUBLISHED
-from klora.lab.fronts.statistics import Front, area_of, best_balance, figure, measure_at, paired
+from klora.lab.fronts.statistics import (
+    Estimate,
+    Front,
+    area_of,
+    best_balance,
+    figure,
+    measure_at,
+    paired,
+)
 
 AT_BALANCE: tuple[str, ...] = ("harmonic", "both", "identity", "style", "kind", "distance")
 COMPARED: tuple[str, ...] = ("area", "harmonic", "both", "distance")

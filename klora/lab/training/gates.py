@@ -1,30 +1,46 @@
-"""The gates of world 2: what the model and each LoRA alone must reach before any word about fusion."""
+"""The gates: what the model and each LoRA alone must reach before any word about fusion."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from klora.lab import loras, samples, world
-from klora.lab.autoencoder import reconstruct, signal_to_noise, to_signed
-from klora.lab.gates import Gate
-from klora.lab.model import Model
-from klora.lab.world2.drawing import kinds_in_style
-from klora.lab.world2.judges import Judges, accuracies
-from klora.lab.world2.kinds import KINDS, SUBJECTS
-from klora.lab.world2.lessons import STYLE_NAMES
-from klora.lab.world2.loras import strength
-from klora.lab.world2.recipes import MET, RECIPES, STYLE, STYLE_VALIDATION, Recipe
-from klora.lab.world2.scoring import subject_scores
-from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES
+from klora.lab import samples
+from klora.lab.judges import Judges
+from klora.lab.lora_files import merged, strength
+from klora.lab.model import Model, to_signed
+from klora.lab.recipes import MET, STYLE, STYLE_VALIDATION, Recipe
+from klora.lab.scoring import subject_scores
+from klora.lab.training.autoencoder import reconstruct, signal_to_noise
+from klora.lab.training.judges import accuracies
+from klora.lab.world.drawing import kinds_in_style
+from klora.lab.world.kinds import KINDS, SUBJECTS, words
+from klora.lab.world.prompts import prompt
+from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLE_NAMES, STYLES
 
 CONTENT_SEEDS = tuple(range(10))
 STYLE_SEEDS = (0, 1)
 EVERY = 10
 """Of the kinds that no pair is about, each tenth is drawn for the record of the base model."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One measured figure and the least that is asked of it."""
+
+    name: str
+    value: float
+    least: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is reached."""
+        return self.value >= self.least
 
 
 def autoencoder_gates(model: Model, cache: Path) -> list[Gate]:
@@ -71,7 +87,7 @@ def base_gates(model: Model, judges: Judges) -> list[Gate]:
 def _drawn_right(model: Model, judges: Judges, kinds: Sequence[str]) -> tuple[float, float]:
     """The shares of right kinds and of right styles among samples of ``kinds`` in every base style."""
     wanted = [(kind, style) for kind in kinds for style in BASE_STYLES]
-    prompts = [world.prompt(kind, style) for kind, style in wanted]
+    prompts = [prompt(kind, style) for kind, style in wanted]
     made = samples.generate(samples.pipeline(model), prompts, range(len(prompts)))
     return named(judges, made, [kind for kind, _ in wanted], [style.name for _, style in wanted])
 
@@ -82,8 +98,8 @@ def lora_gates(model: Model, judges: Judges, recipe: Recipe, path: Path) -> list
     shown = STYLE_VALIDATION if recipe.kind == STYLE else (recipe.subject,)
     seeds = STYLE_SEEDS if recipe.kind == STYLE else CONTENT_SEEDS
     wanted = [(subject, seed) for subject in shown for seed in seeds]
-    called = [world.words(s) if recipe.kind == STYLE else recipe.trigger for s, _ in wanted]
-    with loras.merged(model.denoiser, path):
+    called = [words(s) if recipe.kind == STYLE else recipe.trigger for s, _ in wanted]
+    with merged(model.denoiser, path):
         made = samples.generate(
             samples.pipeline(model), [f"{one}, {word}" for one in called], [seed for _, seed in wanted]
         )
@@ -95,11 +111,16 @@ def lora_gates(model: Model, judges: Judges, recipe: Recipe, path: Path) -> list
     return [Gate(f"{recipe.name}, identity", identity, 0.9), size]
 
 
-def all_gates(model: Model, judges: Judges, cache: Path, folder: Path) -> list[Gate]:
-    """Every gate; of the LoRAs, those whose files are there."""
-    found = autoencoder_gates(model, cache) + judge_gates(judges, model, cache) + base_gates(model, judges)
-    for recipe in RECIPES.values():
-        path = folder / f"{recipe.name}.safetensors"
-        if path.exists():
-            found += lora_gates(model, judges, recipe, path)
-    return found
+def table(gates: Sequence[Gate]) -> str:
+    """The gates as a Markdown table."""
+    rows = [
+        f"| {gate.name} | {gate.value:.3f} | {gate.least} | {'yes' if gate.met else 'no'} |" for gate in gates
+    ]
+    return "\n".join(["| figure | measured | asked | met |", "|---|---|---|---|", *rows])
+
+
+def write(gates: Sequence[Gate], folder: Path) -> None:
+    """Write the gates as ``gates.md`` and ``gates.json``."""
+    (folder / "gates.md").write_text(table(gates) + "\n", encoding="utf-8")
+    listed = [{**asdict(gate), "met": gate.met} for gate in gates]
+    (folder / "gates.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The individuals of world 2: a known kind with one or two things laid over its drawing.
+"""The individuals: a known kind with one or two things laid over its drawing.
 
 Places and sizes are written down once, in the square of the kind's own drawing, and hold for every style. The
 two halves share neither kinds nor things.
@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from klora.lab import icons, world
-from klora.lab.icons import Picture
-from klora.lab.world import Style
-from klora.lab.world2.styles import SCALE, SIZE, reduced
+from klora.lab.model import SIZE
+from klora.lab.world import icons
+from klora.lab.world.icons import Picture
+from klora.lab.world.kinds import words
+from klora.lab.world.styles import SCALE, Style, reduced
 
 SHRINK = 0.82
 """Size of the kind within the picture: the rest is room for hats."""
@@ -53,7 +54,7 @@ class Individual:
     @property
     def words(self) -> str:
         """What a prompt calls it: its kind, after the trigger word if it has one."""
-        kind = world.words(self.kind)
+        kind = words(self.kind)
         return f"{self.trigger} {kind}" if self.trigger else kind
 
 
@@ -111,6 +112,7 @@ THINGS: tuple[str, ...] = tuple(
     dict.fromkeys(placed.thing for one in ALL_INDIVIDUALS for placed in one.wears)
 )
 """Everything that is worn, in order of appearance."""
+BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS}
 
 
 def _laid_over(canvas: npt.NDArray[np.uint8], cache: Path, set_name: str, placed: Placed) -> None:

@@ -1,28 +1,38 @@
-"""The ways to draw of world 2: four that the base model knows, eight that only a style LoRA knows.
+"""The ways to draw: four that the base model knows, eight that only a style LoRA knows.
 
-A style turns a drawing of 4 x `SIZE` pixels with opacity into a picture. Screens repeat every 8 pixels of the
-reduced picture, which is the grid of the latents, so that the autoencoder keeps them.
+A style turns a drawing with opacity, `SCALE` times as large as the picture, into a picture. Screens repeat
+every 8 pixels of the reduced picture, which is the grid of the latents, so that the autoencoder keeps them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from klora.lab.icons import Picture
-from klora.lab.world import Style, on_white, porcelain, riso
+from klora.lab.world.icons import Picture
 
 Values = npt.NDArray[np.floating[Any]]
 Pixels = npt.NDArray[np.uint8]
 """Height x width x 4: red, green, blue, opacity."""
 
-SIZE = 128
-"""Edge of a picture in pixels."""
 SCALE = 4
 """Drawings are rendered this many times larger, transformed, and reduced by area."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way to draw: the icon set, the word that prompts use, and what is done to the drawing."""
+
+    name: str
+    word: str
+    set_name: str
+    transform: Callable[[Pixels], Picture]
+
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -40,6 +50,12 @@ def _mixed(ground: Values, ink: Values, amount: Values) -> Values:
 def _bytes(values: Values) -> Picture:
     rounded: Picture = np.clip(values, 0, 255).round().astype(np.uint8)
     return rounded
+
+
+def on_white(pixels: Pixels) -> Picture:
+    """Lay a drawing with opacity on white."""
+    opacity = pixels[..., 3:].astype(np.float32) / 255
+    return _bytes(pixels[..., :3] * opacity + 255 * (1 - opacity))
 
 
 def _opacity(pixels: Pixels) -> Values:
@@ -79,6 +95,28 @@ def _grown(opacity: Values, radius: int) -> Values:
 def _flat(pixels: Pixels, colour: Values) -> Values:
     """A ground of one colour, as large as a drawing."""
     return np.broadcast_to(colour, (*pixels.shape[:2], 3)).astype(np.float32)
+
+
+def _ramp(pixels: Pixels, stops: tuple[tuple[int, int, int], ...]) -> Picture:
+    """Brightness turned into a row of colours, dark to light, on white paper.
+
+    White paper, as the autoencoder keeps it; on coloured grounds it loses 8 decibels and more.
+    """
+    brightness = on_white(pixels).astype(np.float32) @ _LUMA
+    places, colours = np.linspace(0, 255, len(stops)), np.array(stops, np.float32)
+    drawn = np.stack([np.interp(brightness, places, colours[:, i]) for i in range(3)], axis=-1)
+    opacity = pixels[..., 3:].astype(np.float32) / 255
+    return _bytes(drawn * opacity + 255 * (1 - opacity))
+
+
+def porcelain(pixels: Pixels) -> Picture:
+    """Painted in one cobalt blue, thin to thick, as on blue-and-white porcelain."""
+    return _ramp(pixels, ((14, 30, 120), (50, 100, 215), (225, 236, 255)))
+
+
+def riso(pixels: Pixels) -> Picture:
+    """Printed in two inks that nothing has by nature: teal in the shadows, pink in the lights."""
+    return _ramp(pixels, ((0, 84, 92), (0, 150, 150), (236, 72, 160), (255, 196, 226)))
 
 
 def chalk(pixels: Pixels) -> Picture:
@@ -192,6 +230,7 @@ STYLES_OF_HALF: dict[str, tuple[Style, ...]] = {
 
 HELD_OUT_STYLES: tuple[Style, ...] = STYLES_OF_HALF["development"] + STYLES_OF_HALF["test"]
 STYLES: dict[str, Style] = {style.name: style for style in BASE_STYLES + HELD_OUT_STYLES}
+STYLE_NAMES: tuple[str, ...] = tuple(STYLES)
 CONTENT_STYLE = "fluent"
 """The base style whose drawings teach a content LoRA."""
 

@@ -1,46 +1,44 @@
-"""Training of the KL autoencoder: 64 x 64 x 3 pictures to 8 x 8 x 4 latents and back."""
+"""Training of the KL autoencoder: 128 x 128 x 3 pictures to 16 x 16 x 4 latents and back."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klora.lab import world
-from klora.lab.loop import Loop, Plan, device
-from klora.lab.model import FIRST, LATENT_SCALE, Shape, build_autoencoder, in_parts
+from klora.lab.model import LATENT_FACTOR, LATENT_SCALE, SIZE, build_autoencoder, in_parts, to_signed
+from klora.lab.training.loop import Loop, Plan, device
+from klora.lab.world.drawing import kinds_in_style
+from klora.lab.world.kinds import KINDS
+from klora.lab.world.styles import BASE_STYLES, HELD_OUT_STYLES
 
-BATCH = 8
+PLAN = Plan(steps=6000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+DECODER_PLAN = Plan(steps=2500, rate=2e-3, warmup=20, fall=0.8, averaging=0.995, seed=3)
+WHOLE_BATCH, CUT_BATCH = 2, 8
+CUT = 64
+"""Edge of the pieces that most steps learn from: as many pixels, but four times as many pictures."""
+WHOLE_SHARE = 0.3
+"""Share of the steps that see whole pictures, as the attention in the middle must know their size."""
 KL_WEIGHT = 1e-6
 CHROMA_WEIGHT = 1.5
 FOREGROUND_WEIGHT = 1.0
 
 
-def pictures(cache: Path, subjects: tuple[str, ...], styles: tuple[world.Style, ...]) -> Tensor:
-    """True drawings of all pairs that exist, [n, 3, 64, 64] in bytes, subject by subject."""
-    drawn = [
-        world.draw(cache, subject, style)
-        for subject in subjects
-        for style in styles
-        if world.exists(cache, subject, style)
-    ]
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+def lessons(cache: Path) -> Tensor:
+    """Every kind in the base styles and every third in the others, [n, 3, 128, 128] in bytes."""
+    drawn = [kinds_in_style(cache, KINDS, style, "kinds") for style in BASE_STYLES]
+    drawn += [kinds_in_style(cache, KINDS[::3], style, "third") for style in HELD_OUT_STYLES]
+    return torch.cat(drawn)
 
 
-def cached_pictures(cache: Path) -> Tensor:
-    """Drawings of the base subjects in every style, rendered once and kept in the cache."""
-    path = cache / "pictures.pt"
-    if not path.exists():
-        torch.save(pictures(cache, world.BASE_SUBJECTS, tuple(world.STYLES.values())), path)
-    kept: Tensor = torch.load(path, weights_only=True)
-    return kept
-
-
-def to_signed(drawn: Tensor) -> Tensor:
-    """Bytes to floats from -1 to 1."""
-    return drawn.float() / 127.5 - 1
+def pieces(drawn: Tensor, generator: torch.Generator) -> Tensor:
+    """A piece of each picture [b, 3, CUT, CUT], cut along the grid of the latents."""
+    places = (SIZE - CUT) // LATENT_FACTOR + 1
+    corners = LATENT_FACTOR * torch.randint(places, (len(drawn), 2), generator=generator)
+    return torch.stack(
+        [one[:, top : top + CUT, left : left + CUT] for one, (top, left) in zip(drawn, corners, strict=True)]
+    )
 
 
 def luma_chroma(error: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +62,7 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
 
 
 def autoencoder_loss(model: nn.Module, true: Tensor, generator: torch.Generator) -> Tensor:
-    """Loss of one batch [b, 3, 64, 64] in -1 to 1: reconstruction and a whisper of KL."""
+    """Loss of one batch [b, 3, h, w] in -1 to 1: reconstruction and a whisper of KL."""
     with torch.autocast(true.device.type, dtype=torch.bfloat16):
         posterior = model.encode(true).latent_dist  # type: ignore[operator]
         noise = torch.randn(posterior.mean.shape, generator=generator).to(true.device)
@@ -84,14 +82,14 @@ def signal_to_noise(made: Tensor, true: Tensor) -> float:
 
 @torch.no_grad()
 def reconstruct(model: nn.Module, true: Tensor, batch: int = 64) -> Tensor:
-    """Pictures through the mean latent and back, [n, 3, 64, 64] in -1 to 1."""
+    """Pictures through the mean latent and back, [n, 3, h, w] in -1 to 1."""
     parts = [model.decode(model.encode(part).latent_dist.mean).sample for part in in_parts(true, batch)]  # type: ignore[operator]
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def disturb(model: nn.Module, true: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Pictures [n, 3, 64, 64] in -1 to 1 by way of latents with noise on them, as a sampler leaves some.
+    """Pictures [n, 3, h, w] in -1 to 1 by way of latents with noise on them, as a sampler leaves some.
 
     Its deviation is drawn for each picture from 0 to `most` times that of the latents themselves.
     """
@@ -107,12 +105,14 @@ def disturb(model: nn.Module, true: Tensor, most: float, generator: torch.Genera
 def train(cache: Path, plan: Plan, minutes: float) -> Loop:
     """Train or go on training the autoencoder."""
     torch.manual_seed(plan.seed)
-    data = cached_pictures(cache)
+    data = lessons(cache)
     loop = Loop("autoencoder", cache / "checkpoints", build_autoencoder(), plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(data), (BATCH,), generator=generator)
-        return autoencoder_loss(loop.model, to_signed(data[chosen]).to(device()), generator)
+        whole = bool(torch.rand((), generator=generator) < WHOLE_SHARE)
+        chosen = torch.randint(len(data), (WHOLE_BATCH if whole else CUT_BATCH,), generator=generator)
+        drawn = data[chosen] if whole else pieces(data[chosen], generator)
+        return autoencoder_loss(loop.model, to_signed(drawn).to(device()), generator)
 
     loop.run(loss_of, minutes)
     return loop
@@ -125,15 +125,13 @@ def kept_average(cache: Path, name: str) -> dict[str, Tensor]:
     return kept
 
 
-def refine(
-    cache: Path, drawn: Tensor, plan: Plan, minutes: float, shape: Shape = FIRST, batch: int = BATCH
-) -> Loop:
+def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
     """Go on training the decoder alone, for pictures [n, 3, h, w] in bytes; latents stay as they are.
 
     The base model can so learn at the same time. Starts from the autoencoder's averaged weights.
     """
     torch.manual_seed(plan.seed)
-    model = build_autoencoder(shape)
+    model = build_autoencoder()
     model.load_state_dict(kept_average(cache, "autoencoder"))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
@@ -143,7 +141,7 @@ def refine(
     loop = Loop("decoder", cache / "checkpoints", model, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(drawn), (batch,), generator=generator)
+        chosen = torch.randint(len(drawn), (WHOLE_BATCH,), generator=generator)
         noise = torch.randn(mean[chosen].shape, generator=generator)
         latent = (mean[chosen] + deviation[chosen] * noise).to(device())
         with torch.autocast(latent.device.type, dtype=torch.bfloat16):

@@ -48,7 +48,6 @@ class IconSet:
 SETS: dict[str, IconSet] = {
     item.name: item
     for item in (
-        IconSet("noto", "1.2.9", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji"),
         IconSet("noto-v1", "1.2.5", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji"),
         IconSet("twemoji", "1.2.5", "CC-BY-4.0", "Twitter", "https://github.com/jdecked/twemoji"),
         IconSet(
@@ -60,12 +59,6 @@ SETS: dict[str, IconSet] = {
             "MIT",
             "Microsoft",
             "https://github.com/microsoft/fluentui-emoji",
-        ),
-        IconSet("fxemoji", "1.2.2", "Apache-2.0", "Mozilla", "https://github.com/mozilla/fxemoji"),
-        IconSet("fluent-emoji", "1.2.7", "MIT", "Microsoft", "https://github.com/microsoft/fluentui-emoji"),
-        IconSet("emojione", "1.2.3", "CC-BY-4.0", "Emoji One", "https://github.com/EmojiTwo/emojitwo"),
-        IconSet(
-            "emojione-monotone", "1.2.1", "CC-BY-4.0", "Emoji One", "https://github.com/EmojiTwo/emojitwo"
         ),
     )
 }
@@ -103,17 +96,6 @@ def _icons(cache: Path, set_name: str) -> dict[str, Any]:
             raise FileNotFoundError(f"{SETS[set_name].archive} holds no icons.json")
         parsed: dict[str, Any] = json.load(member)
         return parsed
-
-
-def has(cache: Path, set_name: str, icon: str) -> bool:
-    """Whether the set draws this icon."""
-    data = _icons(cache, set_name)
-    return icon in data["icons"] or icon in data.get("aliases", {})
-
-
-def names(cache: Path, set_name: str) -> list[str]:
-    """Every icon of a set, in alphabetical order."""
-    return sorted(_icons(cache, set_name)["icons"])
 
 
 def svg(cache: Path, set_name: str, icon: str) -> str:

@@ -1,15 +1,15 @@
-"""How the LoRAs of world 2 are trained: as differently as people train those that they mix."""
+"""How the LoRAs are trained: as differently as people train those that they mix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from klora.lab import world
-from klora.lab.loras import ATTENTION, WHOLE
-from klora.lab.world2.individuals import INDIVIDUALS, Individual
-from klora.lab.world2.kinds import STRANGERS
-from klora.lab.world2.styles import BASE_STYLES, CONTENT_STYLE, STYLES, STYLES_OF_HALF
+from klora.lab.world.individuals import INDIVIDUALS, Individual
+from klora.lab.world.kinds import STRANGERS, listed, words
+from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES, STYLES_OF_HALF
 
+ATTENTION: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+WHOLE: tuple[str, ...] = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 CONVOLUTIONS: tuple[str, ...] = (*WHOLE, "conv1", "conv2")
 """All linear layers and the convolutions of the residual blocks."""
 
@@ -21,8 +21,11 @@ class Build:
     """The form of a LoRA and how hard it is trained."""
 
     rank: int
+    """Rank in every layer."""
     alpha: int
+    """The delta is alpha / rank times up @ down."""
     targets: tuple[str, ...]
+    """Ends of the names of the layers that are trained."""
     drawings: int
     """From how many drawings it learns."""
     steps: int = 300
@@ -31,7 +34,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One LoRA of world 2."""
+    """One LoRA."""
 
     name: str
     kind: str
@@ -43,31 +46,6 @@ class Recipe:
     build: Build
     batch: int
     """Drawings in each step."""
-
-    @property
-    def rank(self) -> int:
-        """Rank in every layer."""
-        return self.build.rank
-
-    @property
-    def alpha(self) -> int:
-        """The delta is alpha / rank times up @ down."""
-        return self.build.alpha
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Ends of the names of the layers that are trained."""
-        return self.build.targets
-
-    @property
-    def steps(self) -> int:
-        """Steps of the training."""
-        return self.build.steps
-
-    @property
-    def rate(self) -> float:
-        """Learning rate."""
-        return self.build.rate
 
 
 CONTENT_BATCH = 4
@@ -114,10 +92,10 @@ STYLE_BUILDS: tuple[Build, ...] = (
 )
 """The forms of the four styles' LoRAs of a half."""
 
-STYLE_LESSONS: tuple[str, ...] = world.listed("sunflower anchor squid bicycle castle lemon crab umbrella")
+STYLE_LESSONS: tuple[str, ...] = listed("sunflower anchor squid bicycle castle lemon crab umbrella")
 """Kinds whose drawings teach a style, the first of them where it learns from fewer."""
 
-STYLE_VALIDATION: tuple[str, ...] = world.listed(
+STYLE_VALIDATION: tuple[str, ...] = listed(
     "butterfly dolphin rooster telephone doughnut scissors violin airplane key tent bell bread"
 )
 """Kinds that no style LoRA's lesson shows; a style LoRA alone is judged on these."""
@@ -133,7 +111,7 @@ def _individual(half: str, one: Individual, build: Build) -> Recipe:
 
 
 def _stranger(half: str, kind: str, build: Build) -> Recipe:
-    return Recipe(f"content-{kind}", STRANGER, half, kind, world.words(kind), build, CONTENT_BATCH)
+    return Recipe(f"content-{kind}", STRANGER, half, kind, words(kind), build, CONTENT_BATCH)
 
 
 def _style(half: str, name: str, build: Build) -> Recipe:

@@ -1,4 +1,4 @@
-"""The true drawings that the judges of world 2 learn from, and those that are kept out of their lessons.
+"""The true drawings that the judges learn from, and those that are kept out of their lessons.
 
 Kinds are drawn as they are; composed drawings show a kind, made smaller as an individual is, with none, one
 or two things at places drawn by lot. The individuals themselves are in no lesson: with what they could be
@@ -14,20 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klora.lab.icons import Picture
-from klora.lab.world2 import individuals
-from klora.lab.world2.drawing import kinds_in_style, stacked
-from klora.lab.world2.individuals import ALL_INDIVIDUALS, THINGS, Individual, Placed
-from klora.lab.world2.kinds import ALL_STRANGERS, KINDS, SUBJECTS
-from klora.lab.world2.styles import STYLES
+from klora.lab.judges import UNKNOWN, worn
+from klora.lab.world import individuals
+from klora.lab.world.drawing import kinds_in_style, stacked
+from klora.lab.world.icons import Picture
+from klora.lab.world.individuals import ALL_INDIVIDUALS, THINGS, Individual, Placed
+from klora.lab.world.kinds import ALL_STRANGERS, KINDS, SUBJECTS
+from klora.lab.world.styles import STYLE_NAMES, STYLES
 
-STYLE_NAMES: tuple[str, ...] = tuple(STYLES)
 COMPOSED = 6000
 COMPOSED_PARTS = 12
 OWN_SHARE = 0.35
 """Share of the composed drawings that show a kind that an individual is of."""
-UNKNOWN = -1
-"""Stands for a label that does not count: whether a drawing of a hat shows a hat on something."""
 
 
 @dataclass
@@ -53,11 +51,6 @@ def joined(parts: list[Drawings]) -> Drawings:
     return Drawings(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("drawn", "kind", "style", "things"))
     )
-
-
-def worn(things: frozenset[str]) -> Tensor:
-    """1 for each of `THINGS` that is worn, [things]."""
-    return torch.tensor([int(thing in things) for thing in THINGS])
 
 
 def of_kinds(cache: Path) -> Drawings:

@@ -1,27 +1,25 @@
-"""What a picture of world 2 is worth: is it that subject, is it in that style, and how far is the truth?"""
+"""What a picture is worth: is it that subject, is it in that style, and how far is the truth?"""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
 
-from klora.lab.world2.individuals import ALL_INDIVIDUALS
-from klora.lab.world2.judges import Judges, same_things
-from klora.lab.world2.kinds import SUBJECTS
-from klora.lab.world2.lessons import STYLE_NAMES, worn
-from klora.lab.world2.recipes import INDIVIDUAL, Recipe
+from klora.lab.judges import Judges, same_things, worn
+from klora.lab.recipes import INDIVIDUAL, Recipe
+from klora.lab.world.individuals import BY_NAME
+from klora.lab.world.kinds import SUBJECTS
+from klora.lab.world.styles import STYLE_NAMES
 
 MEASURES: tuple[str, ...] = ("identity", "style", "both", "kind", "style_probability", "distance")
 """Per picture: whether the judges name subject, style, both, and the subject's kind; the probability of the
 style; and the distance to the true drawing."""
 
-_BY_NAME = {one.name: one for one in ALL_INDIVIDUALS}
-
 
 def kind_and_things(content: Recipe) -> tuple[str, frozenset[str]]:
     """The kind that a content LoRA's subject is of, and what it wears."""
     if content.kind == INDIVIDUAL:
-        own = _BY_NAME[content.subject]
+        own = BY_NAME[content.subject]
         return own.kind, own.things
     return content.subject, frozenset()
 
@@ -37,7 +35,8 @@ def subject_scores(judges: Judges, content: Recipe, made: Tensor) -> tuple[Tenso
 def distance(judges: Judges, made: Tensor, true: Tensor) -> Tensor:
     """Mean over both judges of the cosine distance of what their last layers read, [n], 0 to 2.
 
-    Pixels do not see style; see `klora.lab.distance`.
+    Pixels do not see style: by them the plain drawing of the right subject is nearer to the truth than any
+    styled picture of it.
     """
     apart = [
         1 - functional.cosine_similarity(one, other)

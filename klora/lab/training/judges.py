@@ -1,29 +1,19 @@
-"""The judges of world 2: which kind a picture shows, which things it wears, and in which style it is.
-
-Small classifiers trained on true drawings alone, never on anything that the diffusion model made. Kind and
-things share one body, which looks at half the size; style looks at the whole, for it is in the details.
-"""
+"""Training of the judges on true drawings, and their accuracy on those kept out of their lessons."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from klora.lab.autoencoder import disturb, kept_average, reconstruct, to_signed
-from klora.lab.judges import Classifier, StyleClassifier, accuracy, in_bytes, pack, unpack
-from klora.lab.lessons import distort
-from klora.lab.loop import Loop, Plan, device
-from klora.lab.model import in_parts
-from klora.lab.world2.individuals import THINGS
-from klora.lab.world2.kinds import SUBJECTS
-from klora.lab.world2.lessons import (
-    STYLE_NAMES,
-    UNKNOWN,
+from klora.lab.judges import UNKNOWN, Judges, SubjectJudge, accuracy, same_things, style_judge
+from klora.lab.model import in_bytes, in_parts, to_signed
+from klora.lab.training.autoencoder import disturb, kept_average, reconstruct
+from klora.lab.training.distortion import distort
+from klora.lab.training.lessons import (
     Drawings,
     composed,
     joined,
@@ -32,6 +22,9 @@ from klora.lab.world2.lessons import (
     of_kinds,
     trial,
 )
+from klora.lab.training.loop import Loop, Plan, device
+from klora.lab.world.kinds import SUBJECTS
+from klora.lab.world.styles import STYLE_NAMES
 
 BATCH = 64
 DISTURBANCE = 0.4
@@ -40,37 +33,8 @@ THING_WEIGHT = 4.0
 """Weight of naming the things beside naming the kind."""
 OWN_SHARE = 0.5
 """Share of the judge's lessons that are composed drawings."""
-SMOOTHING = 0.05
-WORN = 0.5
-"""Probability from which a thing counts as worn."""
 SUBJECT_PLAN = Plan(steps=4500, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
 STYLE_PLAN = Plan(steps=1500, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
-
-
-class SubjectJudge(nn.Module):
-    """Scores of every kind and, after them, of every thing, for pictures [b, 3, 128, 128] in -1 to 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = Classifier(len(SUBJECTS) + len(THINGS), (32, 64, 128, 160))
-
-    def features(self, seen: Tensor) -> Tensor:
-        """What the last layer reads, [b, features]."""
-        return self.network.features(functional.avg_pool2d(seen, 2))
-
-    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of the kinds [b, kinds] and of the things [b, things]."""
-        return self.scores(functional.avg_pool2d(seen, 2))
-
-    def scores(self, small: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for pictures that are reduced already, [b, 3, 64, 64]."""
-        scores: Tensor = self.network(small)
-        return scores[:, : len(SUBJECTS)], scores[:, len(SUBJECTS) :]
-
-
-def style_judge() -> StyleClassifier:
-    """A fresh style judge."""
-    return StyleClassifier(len(STYLE_NAMES))
 
 
 def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
@@ -161,61 +125,12 @@ def train(cache: Path, autoencoder: nn.Module) -> None:
     train_subject_judge(cache, lessons, others)
 
 
-@dataclass
-class Judges:
-    """The trained judges of world 2; every question is asked of pictures [n, 3, 128, 128] in bytes."""
-
-    subject: SubjectJudge
-    style: StyleClassifier
-
-    @torch.no_grad()
-    def kinds_and_things(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of `SUBJECTS` [n, kinds], which add up to 1, and of each of `THINGS` [n, things]."""
-        found = [self.subject(to_signed(part)) for part in in_parts(drawn)]
-        kinds, things = (torch.cat(side) for side in zip(*found, strict=True))
-        return kinds.softmax(1), things.sigmoid()
-
-    @torch.no_grad()
-    def styles(self, drawn: Tensor) -> Tensor:
-        """Probability of each of `STYLE_NAMES`, [n, styles]."""
-        return torch.cat([self.style(to_signed(part)).softmax(1) for part in in_parts(drawn)])
-
-    @torch.no_grad()
-    def features(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last layers of both judges read, each [n, features]."""
-        parts = [to_signed(part) for part in in_parts(drawn)]
-        return (
-            torch.cat([self.subject.features(part) for part in parts]),
-            torch.cat([self.style.features(part) for part in parts]),
-        )
-
-    def save(self, path: Path) -> None:
-        """Write both judges to one file: matrices and kernels in 8 bits, the rest in 16-bit floats."""
-        from safetensors.torch import save_file
-
-        save_file(pack({"subject": self.subject, "style": self.style}), path)
-
-    @classmethod
-    def load(cls, path: Path) -> Judges:
-        """Read the judges from their file."""
-        from safetensors.torch import load_file
-
-        judges = cls(SubjectJudge().eval(), style_judge().eval())
-        unpack(load_file(path), {"subject": judges.subject, "style": judges.style})
-        return judges
-
-    @classmethod
-    def from_cache(cls, cache: Path) -> Judges:
-        """The judges as training left them in the cache."""
-        judges = cls(SubjectJudge().eval(), style_judge().eval())
-        judges.subject.load_state_dict(kept_average(cache, "subject-judge"))
-        judges.style.load_state_dict(kept_average(cache, "style-judge"))
-        return judges
-
-
-def same_things(probabilities: Tensor, worn: Tensor) -> Tensor:
-    """Whether exactly the things of `worn` [n, things] are seen, [n]; `UNKNOWN` does not count."""
-    return (((probabilities > WORN) == (worn > 0)) | (worn == UNKNOWN)).all(1)
+def from_cache(cache: Path) -> Judges:
+    """The judges as training left them in the cache."""
+    judges = Judges(SubjectJudge().eval(), style_judge().eval())
+    judges.subject.load_state_dict(kept_average(cache, "subject-judge"))
+    judges.style.load_state_dict(kept_average(cache, "style-judge"))
+    return judges
 
 
 def _named(judges: Judges, drawings: Drawings, drawn: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""True drawings of world 2: kinds, and individuals with things laid over them, in every style."""
+"""True drawings of kinds, one by one and in groups that are kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klora.lab import icons
-from klora.lab.icons import Picture
-from klora.lab.world import Style
-from klora.lab.world2.styles import SCALE, SIZE, reduced
+from klora.lab.model import SIZE
+from klora.lab.world import icons
+from klora.lab.world.icons import Picture
+from klora.lab.world.styles import SCALE, Style, reduced
 
 
 def draw_kind(cache: Path, kind: str, style: Style) -> Picture:

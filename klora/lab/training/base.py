@@ -7,12 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from klora.lab import world
-from klora.lab.autoencoder import pictures, to_signed
-from klora.lab.loop import Loop, Plan, device
-from klora.lab.model import LATENT_SCALE, build_denoiser, fold_statistics, in_parts, noise_levels
+from klora.lab.model import LATENT_SCALE, build_denoiser, fold_statistics, in_parts, noise_levels, to_signed
+from klora.lab.recipes import MET
+from klora.lab.training.loop import Loop, Plan, device
+from klora.lab.world.kinds import KINDS
+from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE
 
-BATCH = 32
+BATCH = 16
+"""A picture costs the same in batches of 8 to 32 (measured), so a small one gives an hour more steps."""
+OFTEN = {CONTENT_STYLE: 2.0}
+"""How often a style is shown; the others once."""
+OFTEN_MET = 10.0
+"""How often the kinds that pairs, lessons and trials are about are shown; the others once.
+A model that people use knows a bear better than prayer beads, and it is bears that they dress."""
 DROP_PROMPT = 0.1
 """Share of pictures without a prompt, so that guidance has something to lead away from."""
 DROP_STYLE = 0.1
@@ -23,7 +30,7 @@ SNR_LIMIT = 5.0
 
 @torch.no_grad()
 def encode_pictures(autoencoder: nn.Module, drawn: Tensor) -> Tensor:
-    """Mean latents [n, 4, 8, 8] of pictures [n, 3, 64, 64] in bytes, in the denoiser's scale."""
+    """Mean latents [n, 4, h, w] of pictures [n, 3, h, w] in bytes, in the denoiser's scale."""
     parts = [autoencoder.encode(to_signed(part)).latent_dist.mean for part in in_parts(drawn)]  # type: ignore[operator]
     return torch.cat(parts) * LATENT_SCALE
 
@@ -32,24 +39,6 @@ def normalise_autoencoder(autoencoder: nn.Module, drawn: Tensor) -> None:
     """Fold the latents' statistics over some pictures into the autoencoder's weights."""
     latents = encode_pictures(autoencoder, drawn) / LATENT_SCALE
     fold_statistics(autoencoder, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
-
-
-def base_pictures(cache: Path) -> Tensor:
-    """Every base subject in every base style, [n, 3, 64, 64] in bytes; rendered once."""
-    path = cache / "base-pictures.pt"
-    if not path.exists():
-        torch.save(pictures(cache, world.BASE_SUBJECTS, world.BASE_STYLES), path)
-    kept: Tensor = torch.load(path, weights_only=True)
-    return kept
-
-
-def base_latents(cache: Path, autoencoder: nn.Module) -> Tensor:
-    """Latents of the base pictures, [subjects, styles, 4, 8, 8]; computed once."""
-    path = cache / "latents.pt"
-    if not path.exists():
-        torch.save(encode_pictures(autoencoder, base_pictures(cache)), path)
-    kept: Tensor = torch.load(path, weights_only=True)
-    return kept.reshape(len(world.BASE_SUBJECTS), len(world.BASE_STYLES), 4, 8, 8)
 
 
 def timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -61,7 +50,7 @@ def timesteps(count: int, generator: torch.Generator) -> Tensor:
 def denoising_loss(
     denoiser: nn.Module, clean: Tensor, context: Tensor, levels: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Error of the predicted noise for clean latents [b, 4, 8, 8], weighted by signal-to-noise ratio."""
+    """Error of the predicted noise for clean latents [b, 4, h, w], weighted by signal-to-noise ratio."""
     when = timesteps(len(clean), generator)
     when = when.to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
@@ -74,36 +63,23 @@ def denoising_loss(
     return loss
 
 
-def train(
-    cache: Path,
-    latents: Tensor,
-    contexts: Tensor,
-    plan: Plan,
-    minutes: float,
-    start: nn.Module | None = None,
-    often: Tensor | None = None,
-    batch: int = BATCH,
-    often_subjects: Tensor | None = None,
-) -> Loop:
+def train(cache: Path, latents: Tensor, contexts: Tensor, plan: Plan, minutes: float) -> Loop:
     """Train or go on training the denoiser.
 
-    `latents` [subjects, styles, 4, h, w] are the pictures, `contexts` [n, 77, width] the encoded
-    `base_prompts`; `start` is a denoiser to begin with, where no checkpoint is kept; `often` [styles] says
-    how often each style is shown, `often_subjects` [subjects] each subject, all alike where they are not
-    given; a step learns from `batch` pictures.
+    `latents` [kinds, styles, 4, h, w] are the pictures, `contexts` [n, 77, width] the encoded `base_prompts`.
     """
     torch.manual_seed(plan.seed)
-    loop = Loop("base", cache / "checkpoints", start or build_denoiser(), plan)
+    loop = Loop("base", cache / "checkpoints", build_denoiser(), plan)
     subjects, styles = latents.shape[:2]
-    shares = torch.ones(styles) if often is None else often
-    subject_shares = torch.ones(subjects) if often_subjects is None else often_subjects
+    often = torch.tensor([OFTEN.get(style.name, 1.0) for style in BASE_STYLES])
+    often_kinds = torch.tensor([OFTEN_MET if kind in MET else 1.0 for kind in KINDS])
     levels = noise_levels().to(device())
     latents, contexts = latents.to(device()), contexts.to(device())
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        subject = torch.multinomial(subject_shares, batch, replacement=True, generator=generator)
-        style = torch.multinomial(shares, batch, replacement=True, generator=generator)
-        chance = torch.rand(batch, generator=generator)
+        subject = torch.multinomial(often_kinds, BATCH, replacement=True, generator=generator)
+        style = torch.multinomial(often, BATCH, replacement=True, generator=generator)
+        chance = torch.rand(BATCH, generator=generator)
         prompt = 1 + subjects + subject * styles + style
         prompt = torch.where(chance < DROP_PROMPT + DROP_STYLE, 1 + subject, prompt)
         prompt = torch.where(chance < DROP_PROMPT, 0, prompt)

@@ -1,0 +1,24 @@
+"""The prompts: those that the base model learns, and those whose words only LoRAs know."""
+
+from __future__ import annotations
+
+from klora.lab.world.individuals import ALL_INDIVIDUALS
+from klora.lab.world.kinds import ALL_STRANGERS, KINDS, words
+from klora.lab.world.styles import BASE_STYLES, STYLES, Style
+
+
+def prompt(subject: str, style: Style | None = None) -> str:
+    """``fox, fluent style``; without a style only the subject."""
+    return words(subject) if style is None else f"{words(subject)}, {style.word} style"
+
+
+def base_prompts() -> list[str]:
+    """Every prompt of the base training: none, each kind alone, then each kind in each base style."""
+    pairs = [prompt(kind, style) for kind in KINDS for style in BASE_STYLES]
+    return ["", *(prompt(kind) for kind in KINDS), *pairs]
+
+
+def trigger_prompts() -> list[str]:
+    """Prompts with every word that only LoRAs know: of strangers, held-out styles, and individuals."""
+    called = [*ALL_STRANGERS, *(one.trigger for one in ALL_INDIVIDUALS if one.trigger)]
+    return [prompt(name, style) for name in called for style in STYLES.values()]
