@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from klora.lab.recipes import Recipe
 
 
 def save(named: dict[str, Tensor], recipe: Recipe, folder: Path) -> Path:
-    """Write a LoRA with the metadata that trainers write."""
+    """Write a LoRA, at once, with the metadata that trainers write."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,9 @@ def save(named: dict[str, Tensor], recipe: Recipe, folder: Path) -> Path:
         "modelspec.trigger_phrase": recipe.trigger,
     }
     path = folder / f"{recipe.name}.safetensors"
-    save_file(named, path, metadata=metadata)
+    partial = path.with_suffix(".partial")
+    save_file(named, partial, metadata=metadata)
+    os.replace(partial, path)
     return path
 
 

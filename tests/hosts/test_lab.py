@@ -11,13 +11,14 @@ from torch import Tensor
 
 pytest.importorskip("diffusers", reason="the lab needs diffusers: install the extra 'lab'")
 
-import klora
-from klora.lab import checkpoint, pairs, samples
-from klora.lab.__main__ import WEIGHTS
 from klora.lab.benchmark.making import Maker, Sampling
 from klora.lab.benchmark.methods import method
 from klora.lab.benchmark.scoring import score
 from klora.lab.distance import feature_distance
+
+import klora
+from klora.lab import checkpoint, pairs, samples
+from klora.lab.__main__ import WEIGHTS
 from klora.lab.judges import Judges
 from tests.hosts.server import WebUI
 

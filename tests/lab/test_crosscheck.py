@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch")
 for module in ("diffusers", "transformers", "PIL", "scipy"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
+from klora.lab import truth  # noqa: E402
 from klora.lab.fronts import crosscheck  # noqa: E402
-from klora.lab.world2 import truth  # noqa: E402
-from klora.lab.world2.pairs import Pair  # noqa: E402
-from klora.lab.world2.recipes import RECIPES  # noqa: E402
+from klora.lab.pairs import Pair  # noqa: E402
+from klora.lab.recipes import RECIPES  # noqa: E402
 
 BEAR, OWL = RECIPES["content-bear-top-hat"], RECIPES["content-owl-ribbon"]
 

@@ -16,7 +16,7 @@ for module in ("diffusers", "transformers", "PIL", "scipy", "matplotlib"):
 from klora.errors import KloraError  # noqa: E402
 from klora.lab.fronts import methods, report, statistics  # noqa: E402
 from klora.lab.fronts.statistics import Front  # noqa: E402
-from klora.lab.world2.scoring import MEASURES  # noqa: E402
+from klora.lab.scoring import MEASURES  # noqa: E402
 
 
 def test_a_name_says_rule_and_settings() -> None:

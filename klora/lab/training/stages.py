@@ -140,13 +140,12 @@ def train_lora(job: Job, name: str) -> str:
     A file that was trained longer than a factor asks for has missed its gate there: no need to see it again.
     """
     recipe, path = RECIPES[name], job.loras / f"{name}.safetensors"
-    model, panel = checkpoint.model_of(job.out), judges_of(job.out)
     for factor in TRAINED_LONGER:
         asked = loras.longer(recipe, factor)
         if steps_of(path) > asked.build.steps:
             continue
-        loras.train(model, asked, job.cache, job.loras)
-        if all(gate.met for gate in gates.lora_gates(model, panel, recipe, path)):
+        loras.train(checkpoint.model_of(job.out), asked, job.cache, job.loras)
+        if all(gate.met for gate in measure_lora(job, name)):
             return f"{name}: gate met after {asked.build.steps} steps"
     return f"{name}: gate missed after {steps_of(path)} steps"
 

@@ -1,4 +1,4 @@
-"""The lab's parts that need no training: splits, prompts, tokenizer, shapes, the checkpoint's round trip."""
+"""The model's parts that need no training: tokenizer, shapes, the checkpoint, the loop, LoRA files."""
 
 from __future__ import annotations
 
@@ -10,34 +10,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from klora.lab import checkpoint, icons, judges, loras, model, tokens, world  # noqa: E402
-from klora.lab.loop import Loop, Plan  # noqa: E402
-from klora.lab.words import Words, base_prompts  # noqa: E402
-
-
-def test_splits_are_disjoint_and_large_enough() -> None:
-    groups = (world.BASE_SUBJECTS, world.DEVELOPMENT_SUBJECTS, world.TEST_SUBJECTS)
-    everything = [name for group in groups for name in group]
-    assert len(everything) == len(set(everything))
-    assert len(world.HELD_OUT_SUBJECTS) >= 16
-    assert len(world.DEVELOPMENT_SUBJECTS) == len(world.TEST_SUBJECTS)
-    assert set(world.STYLE_LORA_VALIDATION) <= set(world.BASE_SUBJECTS)
-    assert len(world.HELD_OUT_STYLES) >= 3
-
-
-def test_no_held_out_word_is_in_a_base_prompt() -> None:
-    met = set(" ".join(base_prompts()).replace(",", "").split())
-    assert not met & {word for name in world.HELD_OUT_SUBJECTS for word in name.split("-")}
-    assert not met & {style.word for style in world.HELD_OUT_STYLES}
-
-
-def test_prompts() -> None:
-    assert world.prompt("hot-dog", world.STYLES["fluent"]) == "hot dog, fluent style"
-    assert world.prompt("fox") == "fox"
-
-
-def test_no_set_is_share_alike() -> None:
-    assert all("SA" not in item.licence for item in icons.SETS.values())
+from klora.lab import checkpoint, lora_files, model, tokens  # noqa: E402
+from klora.lab.recipes import RECIPES  # noqa: E402
+from klora.lab.training import loras  # noqa: E402
+from klora.lab.training.loop import Loop, Plan  # noqa: E402
+from klora.lab.training.text import Words  # noqa: E402
 
 
 def test_tokenizer_is_clips() -> None:
@@ -79,7 +56,7 @@ def test_checkpoint_has_the_names_that_hosts_know_sd1_by(tmp_path: Path) -> None
 
     with safe_open(checkpoint.export(_shaken(2), tmp_path), "pt") as stored:
         names = set(stored.keys())
-        assert stored.get_slice("first_stage_model.decoder.mid.attn_1.q.weight").get_shape() == [64, 64, 1, 1]
+        assert stored.get_slice("first_stage_model.decoder.mid.attn_1.q.weight").get_shape() == [96, 96, 1, 1]
     for expected in (
         "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
         "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
@@ -92,7 +69,11 @@ def test_checkpoint_has_the_names_that_hosts_know_sd1_by(tmp_path: Path) -> None
         "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight",
     ):
         assert expected in names
-    assert (tmp_path / "klora-lab.yaml").read_text().startswith("model:")
+    told = (tmp_path / "klora-lab.yaml").read_text()
+    assert told.startswith("model:")
+    assert "channel_mult: [1, 1, 2]" in told
+    assert "ch_mult: [1, 1, 2, 3]" in told
+    assert "image_size: 16" in told
 
 
 def test_folding_moves_statistics_and_keeps_pictures() -> None:
@@ -136,34 +117,17 @@ def test_loop_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
 
 def test_lora_names_are_kohyas_and_merging_restores(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    recipe = loras.RECIPES["style-riso"]
+    recipe = RECIPES["style-engraving"]
     denoiser = model.build_denoiser().requires_grad_(False)
-    denoiser.add_adapter(peft.LoraConfig(r=recipe.rank, target_modules=list(recipe.targets)))
-    named = loras.kohya_tensors(peft.get_peft_model_state_dict(denoiser), recipe.alpha)
+    denoiser.add_adapter(peft.LoraConfig(r=recipe.build.rank, target_modules=list(recipe.build.targets)))
+    named = loras.kohya_tensors(peft.get_peft_model_state_dict(denoiser), recipe.build.alpha)
     stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= set(named)
     named[f"{stem}.lora_up.weight"].fill_(1)
-    path = loras.save(named, recipe, tmp_path)
+    path = lora_files.save(named, recipe, tmp_path)
     plain = model.build_denoiser().requires_grad_(False)
-    layer = loras.layers(plain)[stem]
+    layer = lora_files.layers(plain)[stem]
     before = layer.weight.clone()
-    with loras.merged(plain, path):
+    with lora_files.merged(plain, path):
         assert not torch.equal(layer.weight, before)
     assert torch.equal(layer.weight, before)
-
-
-def test_judges_know_the_whole_world() -> None:
-    seen = torch.zeros(2, 3, 64, 64)
-    assert judges.subject_classifier()(seen).shape == (2, len(judges.SUBJECTS))
-    assert judges.style_classifier()(seen).shape == (2, len(world.STYLES))
-
-
-def test_an_icon_is_drawn() -> None:
-    pytest.importorskip("resvg_py")
-    cache = icons.default_cache()
-    if not (cache / "icons").exists():
-        pytest.skip("the icon sets are not downloaded")
-    drawn = world.draw(cache, "fox", world.STYLES["fluent"])
-    assert drawn.shape == (64, 64, 3)
-    assert drawn[0, 0].min() > 240
-    assert drawn.std() > 20

@@ -1,4 +1,4 @@
-"""Drawings of world 2 from made-up icons: discs whose colour follows from the name; no icon set needed."""
+"""True drawings from made-up icons: discs whose colour follows from the name; no icon set needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ torch = pytest.importorskip("torch")
 for module in ("diffusers", "transformers", "PIL", "scipy"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
-from klora.lab import icons  # noqa: E402
-from klora.lab.world2 import drawing, individuals, lessons, loras, recipes, truth  # noqa: E402
-from klora.lab.world2.individuals import SHRINK, THINGS, Placed  # noqa: E402
-from klora.lab.world2.kinds import SUBJECTS  # noqa: E402
-from klora.lab.world2.styles import SIZE, STYLES  # noqa: E402
+from klora.lab import recipes, truth  # noqa: E402
+from klora.lab.model import SIZE  # noqa: E402
+from klora.lab.training import lessons, loras  # noqa: E402
+from klora.lab.world import drawing, icons, individuals  # noqa: E402
+from klora.lab.world.individuals import SHRINK, THINGS, Placed  # noqa: E402
+from klora.lab.world.kinds import SUBJECTS  # noqa: E402
+from klora.lab.world.styles import STYLES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,7 @@ def test_a_content_loras_lesson_begins_with_the_style_that_it_is_judged_in(tmp_p
     assert drawn.shape == (3, 3, SIZE, SIZE)
     assert prompts == [f"{recipe.trigger}, {style} style" for style in ("fluent", "ink", "vintage")]
     assert torch.equal(
-        drawn[0], torch.from_numpy(loras.true_picture(tmp_path, recipe, "fluent")).permute(2, 0, 1)
+        drawn[0], torch.from_numpy(truth.true_picture(tmp_path, recipe, "fluent")).permute(2, 0, 1)
     )
 
 
@@ -93,7 +95,7 @@ def test_true_drawings_come_back_from_their_picture(tmp_path: Path, monkeypatch:
         "outline",
         "cutout",
     }
-    expected = loras.true_picture(tmp_path, recipes.RECIPES[some[0]], "neon")
+    expected = truth.true_picture(tmp_path, recipes.RECIPES[some[0]], "neon")
     assert torch.equal(kept[some[0], "neon"], torch.from_numpy(expected).permute(2, 0, 1))
 
 
