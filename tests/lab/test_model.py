@@ -66,7 +66,7 @@ def test_checkpoint_has_the_names_that_hosts_know_sd1_by(tmp_path: Path) -> None
         "model.diffusion_model.output_blocks.5.2.conv.weight",
         "first_stage_model.encoder.down.0.downsample.conv.weight",
         "first_stage_model.decoder.up.3.upsample.conv.weight",
-        "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight",
+        "first_stage_model.decoder.up.2.block.0.nin_shortcut.weight",
     ):
         assert expected in names
     told = (tmp_path / "klora-lab.yaml").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ for module in ("diffusers", "transformers", "PIL", "scipy"):
 from klora.lab import checkpoint, judges, lora_files, model  # noqa: E402
 from klora.lab.__main__ import main, parser  # noqa: E402
 from klora.lab.recipes import RECIPES, Recipe  # noqa: E402
-from klora.lab.sharing import shared  # noqa: E402
 from klora.lab.training import autoencoder, base, gates, loras, stages, text  # noqa: E402
 from klora.lab.training.gates import Gate  # noqa: E402
 from klora.lab.training.loop import Plan  # noqa: E402
@@ -24,18 +22,6 @@ from klora.lab.world.styles import BASE_STYLES  # noqa: E402
 from tests.lab.conftest import BEAR, NEON, SHIPPED  # noqa: E402
 
 ONE_STEP = Plan(steps=1, rate=1e-3)
-
-
-def _who(item: int) -> tuple[int, int, int]:
-    return item, os.getpid(), torch.get_num_threads()
-
-
-def test_work_is_shared_out_in_order_and_done_once() -> None:
-    found = list(shared(_who, range(6), workers=2))
-    assert [item for item, _, _ in found] == list(range(6))
-    assert os.getpid() not in {process for _, process, _ in found}
-    assert {threads for _, _, threads in found} == {1}
-    assert {process for _, process, _ in shared(_who, range(2), workers=1)} == {os.getpid()}
 
 
 @pytest.fixture
