@@ -1,7 +1,7 @@
 """The judges: which kind a picture shows, which things it wears, and in which style it is.
 
-Small classifiers trained on true drawings alone, never on anything that the diffusion model made. Kind and
-things share one body, which looks at half the size; style looks at the whole, for it is in the details.
+Small networks trained on true drawings alone, never on anything that the diffusion model made. Kind and
+things are looked for at half the size; style in the whole, for it is in the details.
 """
 
 from __future__ import annotations
@@ -99,25 +99,59 @@ class StyleClassifier(nn.Module):
         return scores
 
 
+class ThingFinder(nn.Module):
+    """Scores of every thing at each place of a map; of a thing's scores the largest count.
+
+    A thing may be anywhere and is small beside the kind, so it is looked for place by place (log-sum-exp
+    pooling: Pinheiro and Collobert, CVPR 2015, arXiv 1411.6228).
+    """
+
+    SHARPNESS = 3.0
+    """From the mean over all places (0) to the largest score alone (infinite)."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            stride = 1 if width == widths[-1] else 2
+            layers += [nn.Conv2d(before, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
+            if before > 3:
+                layers.append(Refine(width))
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(before, len(THINGS), 1)
+        nn.init.constant_(self.head.bias, -4.0)  # most things are nowhere
+
+    def features(self, seen: Tensor) -> Tensor:
+        """The largest value of each channel before the scores, [b, features]."""
+        return self.body(seen).amax(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Scores before the sigmoid, [b, things], for pictures [b, 3, 64, 64] in -1 to 1."""
+        everywhere = self.head(self.body(seen)).flatten(2)
+        scores: Tensor = torch.logsumexp(self.SHARPNESS * everywhere, 2) / self.SHARPNESS
+        return scores
+
+
 class SubjectJudge(nn.Module):
-    """Scores of every kind and, after them, of every thing, for pictures [b, 3, 128, 128] in -1 to 1."""
+    """Scores of every kind and of every thing, for pictures [b, 3, 128, 128] in -1 to 1."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = Classifier(len(SUBJECTS) + len(THINGS), (32, 64, 128, 160))
+        self.kinds = Classifier(len(SUBJECTS), (32, 64, 128, 160))
+        self.things = ThingFinder()
 
     def features(self, seen: Tensor) -> Tensor:
-        """What the last layer reads, [b, features]."""
-        return self.network.features(functional.avg_pool2d(seen, 2))
+        """What both last layers read, each of length 1, [b, features]."""
+        small = functional.avg_pool2d(seen, 2)
+        sides = (self.kinds.features(small), self.things.features(small))
+        return torch.cat([functional.normalize(side, dim=1) for side in sides], 1)
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of the kinds [b, kinds] and of the things [b, things]."""
-        return self.scores(functional.avg_pool2d(seen, 2))
-
-    def scores(self, small: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for pictures that are reduced already, [b, 3, 64, 64]."""
-        scores: Tensor = self.network(small)
-        return scores[:, : len(SUBJECTS)], scores[:, len(SUBJECTS) :]
+        small = functional.avg_pool2d(seen, 2)
+        return self.kinds(small), self.things(small)
 
 
 def style_judge() -> StyleClassifier:

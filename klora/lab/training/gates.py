@@ -78,7 +78,7 @@ def base_gates(model: Model, judges: Judges) -> list[Gate]:
     other_kind, other_style = _drawn_right(model, judges, others)
     return [
         Gate("base, kinds of the pairs", kind, 0.95),
-        Gate("base, style of these", style, 0.95),
+        Gate("base, style of these", style, 0.9),
         Gate("base, other kinds", other_kind, 0),
         Gate("base, style of other kinds", other_style, 0),
     ]

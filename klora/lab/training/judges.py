@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,11 +30,16 @@ from klora.lab.world.styles import STYLE_NAMES
 BATCH = 64
 DISTURBANCE = 0.4
 """Most noise on the latents of drawings that the judges learn from, in their own deviation."""
-THING_WEIGHT = 4.0
-"""Weight of naming the things beside naming the kind."""
 OWN_SHARE = 0.5
-"""Share of the judge's lessons that are composed drawings."""
-SUBJECT_PLAN = Plan(steps=4500, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
+"""Share of the judge of kinds' lessons that are composed drawings."""
+COMPOSED_SHARE = 0.85
+"""The same of the judge of things'."""
+WORN_WEIGHT = 3.0
+"""How much more a thing that is worn counts than the many that are not."""
+RECOLOURED = 0.4
+"""Share of the judge of things' batches that are recoloured."""
+KIND_PLAN = Plan(steps=6000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
+THING_PLAN = Plan(steps=10_000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=3)
 STYLE_PLAN = Plan(steps=1500, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
 
 
@@ -66,31 +72,71 @@ def reduced(drawn: Tensor) -> Tensor:
 def thing_loss(scores: Tensor, worn: Tensor) -> Tensor:
     """Binary cross-entropy of the things [b, things]; `UNKNOWN` does not count."""
     known = (worn != UNKNOWN).float()
-    each = functional.binary_cross_entropy_with_logits(scores, worn.clamp_min(0).float(), reduction="none")
+    each = functional.binary_cross_entropy_with_logits(
+        scores, worn.clamp_min(0).float(), reduction="none", pos_weight=torch.tensor(WORN_WEIGHT)
+    )
     return (each * known).sum() / known.sum()
 
 
-def train_subject_judge(cache: Path, lessons: Drawings, others: Tensor) -> Loop:
-    """Train the judge of kinds and things, or go on: half on composed drawings, half on plain ones."""
+@dataclass(frozen=True)
+class Reduced:
+    """The lessons and their other views, [n, 3, 64, 64] in bytes, and which lessons are composed, [n]."""
+
+    lessons: Drawings
+    drawn: Tensor
+    others: Tensor
+    is_composed: Tensor
+
+    def often(self, composed_share: float, learnt: Tensor) -> Tensor:
+        """How often each lesson is shown, [n]; those that are not learnt never."""
+        composed, plain = self.is_composed, ~self.is_composed
+        share = torch.where(composed, composed_share / composed.sum(), (1 - composed_share) / plain.sum())
+        return share * learnt
+
+    def seen(self, chosen: Tensor, generator: torch.Generator, colours: bool) -> Tensor:
+        """Distorted pictures of the chosen lessons, half of them in their other view."""
+        is_other = torch.rand(len(chosen), generator=generator) < 0.5
+        shown = torch.where(is_other[:, None, None, None], self.others[chosen], self.drawn[chosen])
+        return distort(to_signed(shown), generator, colours).to(device())
+
+
+def reduced_lessons(lessons: Drawings, others: Tensor) -> Reduced:
+    """The lessons at half the size; the composed ones come last."""
     is_composed = torch.arange(len(lessons.kind)) >= len(SUBJECTS) * len(STYLE_NAMES)
-    learnt = ~kept_out_of_kinds(lessons) | is_composed
-    often = torch.where(is_composed, OWN_SHARE / is_composed.sum(), (1 - OWN_SHARE) / (~is_composed).sum())
-    often = often * learnt
-    drawn, other = reduced(lessons.drawn), reduced(others)
-    torch.manual_seed(SUBJECT_PLAN.seed)
-    loop = Loop("subject-judge", cache / "checkpoints", SubjectJudge(), SUBJECT_PLAN)
+    return Reduced(lessons, reduced(lessons.drawn), reduced(others), is_composed)
+
+
+def train_kind_judge(cache: Path, small: Reduced) -> Loop:
+    """Train the judge of kinds, or go on: half on composed drawings, half on plain ones."""
+    often = small.often(OWN_SHARE, ~kept_out_of_kinds(small.lessons) | small.is_composed)
+    torch.manual_seed(KIND_PLAN.seed)
+    loop = Loop("kind-judge", cache / "checkpoints", SubjectJudge().kinds, KIND_PLAN)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
-        is_other = torch.rand(BATCH, generator=generator) < 0.5
-        shown = torch.where(is_other[:, None, None, None], other[chosen], drawn[chosen])
-        seen = distort(to_signed(shown), generator, colours=True)
+        seen = small.seen(chosen, generator, colours=True)
         with torch.autocast(device().type, dtype=torch.bfloat16):
-            kinds, things = loop.model.scores(seen.to(device()))  # type: ignore[operator]
-        naming = functional.cross_entropy(
-            kinds.float(), lessons.kind[chosen].to(device()), label_smoothing=0.05
-        )
-        return naming + THING_WEIGHT * thing_loss(things.float(), lessons.things[chosen].to(device()))
+            scores = loop.model(seen)
+        kinds = small.lessons.kind[chosen].to(device())
+        return functional.cross_entropy(scores.float(), kinds, label_smoothing=0.05)
+
+    loop.run(loss_of, math.inf)
+    return loop
+
+
+def train_thing_judge(cache: Path, small: Reduced) -> Loop:
+    """Train the judge of things, or go on."""
+    often = small.often(COMPOSED_SHARE, torch.ones(len(small.is_composed)))
+    torch.manual_seed(THING_PLAN.seed)
+    loop = Loop("thing-judge", cache / "checkpoints", SubjectJudge().things, THING_PLAN)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
+        is_recoloured = bool(torch.rand(1, generator=generator) < RECOLOURED)
+        seen = small.seen(chosen, generator, colours=is_recoloured)
+        with torch.autocast(device().type, dtype=torch.bfloat16):
+            scores = loop.model(seen)
+        return thing_loss(scores.float(), small.lessons.things[chosen].to(device()))
 
     loop.run(loss_of, math.inf)
     return loop
@@ -118,17 +164,20 @@ def train_style_judge(cache: Path, lessons: Drawings, others: Tensor) -> Loop:
 
 
 def train(cache: Path, autoencoder: nn.Module) -> None:
-    """Train both judges, or go on."""
+    """Train the judges, or go on."""
     lessons = joined([of_kinds(cache), composed(cache)])
     others = other_views(cache, autoencoder, lessons)
     train_style_judge(cache, lessons, others)
-    train_subject_judge(cache, lessons, others)
+    small = reduced_lessons(lessons, others)
+    train_thing_judge(cache, small)
+    train_kind_judge(cache, small)
 
 
 def from_cache(cache: Path) -> Judges:
     """The judges as training left them in the cache."""
     judges = Judges(SubjectJudge().eval(), style_judge().eval())
-    judges.subject.load_state_dict(kept_average(cache, "subject-judge"))
+    judges.subject.kinds.load_state_dict(kept_average(cache, "kind-judge"))
+    judges.subject.things.load_state_dict(kept_average(cache, "thing-judge"))
     judges.style.load_state_dict(kept_average(cache, "style-judge"))
     return judges
 

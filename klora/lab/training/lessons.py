@@ -24,6 +24,9 @@ from klora.lab.world.styles import STYLE_NAMES, STYLES
 
 COMPOSED = 6000
 COMPOSED_PARTS = 12
+CROSSED = 2000
+CROSSED_PARTS = 4
+"""Beside the composed drawings, so many of an individual's kind with what one of the other half wears."""
 OWN_SHARE = 0.35
 """Share of the composed drawings that show a kind that an individual is of."""
 
@@ -102,14 +105,49 @@ def composed_part(cache: Path, part: int) -> Drawings:
             made.append(individuals.draw(cache, SUBJECTS[kind], wears, STYLES[STYLE_NAMES[style]]))
             labels.append((kind, style, worn(frozenset(placed.thing for placed in wears))))
         torch.save((stacked(made), labels), path)
+    return _labelled(path)
+
+
+def _shaken(placed: Placed, chance: np.random.Generator) -> Placed:
+    """A thing a little moved, resized and turned."""
+    across, down = placed.across + chance.normal(0, 0.05), placed.down + chance.normal(0, 0.05)
+    width, turn = placed.width * chance.uniform(0.85, 1.15), placed.turn + chance.uniform(-12, 12)
+    return Placed(placed.thing, across, down, width, turn)
+
+
+def crossed_part(cache: Path, part: int) -> Drawings:
+    """One part of the crossed drawings; drawn once. They show where hats and glasses are worn, and neither an
+    individual nor what it could be mistaken for, which stay within a half.
+    """
+    path = cache / "drawings" / f"crossed-{part}.pt"
+    if not path.exists():
+        chance = np.random.default_rng(1000 + part)
+        halves = list(individuals.INDIVIDUALS.values())
+        made: list[Picture] = []
+        labels = []
+        for number in range(CROSSED // CROSSED_PARTS):
+            own, other = halves[number % 2], halves[1 - number % 2]
+            kind = own[int(chance.integers(len(own)))].kind
+            worn_there = other[int(chance.integers(len(other)))].wears
+            wears = tuple(_shaken(placed, chance) for placed in worn_there)
+            style = int(chance.integers(len(STYLE_NAMES)))
+            made.append(individuals.draw(cache, kind, wears, STYLES[STYLE_NAMES[style]]))
+            labels.append((SUBJECTS.index(kind), style, worn(frozenset(placed.thing for placed in wears))))
+        torch.save((stacked(made), labels), path)
+    return _labelled(path)
+
+
+def _labelled(path: Path) -> Drawings:
+    """Drawings from their file."""
     drawn, told = torch.load(path, weights_only=True)
     kinds, styles = (torch.tensor([label[place] for label in told]) for place in (0, 1))
     return Drawings(drawn, kinds, styles, torch.stack([label[2] for label in told]))
 
 
 def composed(cache: Path) -> Drawings:
-    """All composed drawings."""
-    return joined([composed_part(cache, part) for part in range(COMPOSED_PARTS)])
+    """All composed drawings, the crossed ones last."""
+    parts = [composed_part(cache, part) for part in range(COMPOSED_PARTS)]
+    return joined(parts + [crossed_part(cache, part) for part in range(CROSSED_PARTS)])
 
 
 def _mistakable(one: Individual) -> list[tuple[str, tuple[Placed, ...]]]:

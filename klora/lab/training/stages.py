@@ -16,18 +16,18 @@ from klora.lab.judges import NAME as JUDGES
 from klora.lab.judges import judges_of
 from klora.lab.lora_files import steps_of
 from klora.lab.model import Model, build_autoencoder, build_denoiser
-from klora.lab.recipes import RECIPES
+from klora.lab.recipes import MET, RECIPES
 from klora.lab.sharing import shared
 from klora.lab.training import autoencoder, base, gates, judges, loras, text
 from klora.lab.training.loop import Plan
 from klora.lab.world import icons
 from klora.lab.world.drawing import kinds_in_style
 from klora.lab.world.kinds import KINDS
-from klora.lab.world.prompts import base_prompts, trigger_prompts
-from klora.lab.world.styles import BASE_STYLES
+from klora.lab.world.prompts import base_prompts, prompts_with_unknown_words, trigger_prompts
+from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES
 
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
-BASE_PLAN = Plan(steps=12_000, rate=3e-3, warmup=100, fall=0.5, averaging=0.998)
+BASE_PLAN = Plan(steps=17_300, rate=3e-3, warmup=100, fall=0.1, averaging=0.998)
 TRAINED_LONGER: tuple[float, ...] = (1.0, 1.5, 2.25)
 """How many times its steps a LoRA is trained until it meets its gate."""
 
@@ -89,6 +89,18 @@ def reader_of(cache: Path) -> text.Reader:
     return reader.eval()
 
 
+def said_of(cache: Path) -> base.Said:
+    """The encoded prompts of the base training."""
+    encoder, prompts = reader_of(cache).text_encoder, base_prompts()
+    strange = prompts_with_unknown_words(MET, STYLES[CONTENT_STYLE])
+    full = text.full_vocabulary(encoder, text.Words.of(prompts), strange, seed=1)
+    unknown = text.read(full, strange)
+    return base.Said(
+        text.contexts(encoder, prompts, text.Words.of(prompts)),
+        unknown.reshape(len(MET), -1, *unknown.shape[1:]),
+    )
+
+
 def trained_model(cache: Path) -> Model:
     """The trained networks from the cache's checkpoints, with the full vocabulary."""
     denoiser = build_denoiser()
@@ -116,9 +128,7 @@ def train_text(job: Job) -> None:
 
 def train_base(job: Job) -> None:
     """Stage ``base``: the denoiser; the checkpoint is written to the output folder."""
-    prompts = base_prompts()
-    contexts = text.contexts(reader_of(job.cache).text_encoder, prompts, text.Words.of(prompts))
-    base.train(job.cache, base_latents(job.cache), contexts, BASE_PLAN, job.minutes)
+    base.train(job.cache, base_latents(job.cache), said_of(job.cache), BASE_PLAN, job.minutes)
     checkpoint.export(trained_model(job.cache), job.out)
 
 

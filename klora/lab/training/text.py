@@ -89,6 +89,12 @@ def contexts(text_encoder: nn.Module, prompts: list[str], words: Words) -> Tenso
 
 
 @torch.no_grad()
+def read(full: nn.Module, prompts: list[str]) -> Tensor:
+    """The same by an encoder with the whole vocabulary."""
+    return torch.cat([full(part).last_hidden_state for part in in_parts(tokens.encode(prompts))])
+
+
+@torch.no_grad()
 def full_vocabulary(trained: nn.Module, words: Words, triggers: list[str], seed: int = 0) -> nn.Module:
     """The text encoder with CLIP's whole vocabulary.
 

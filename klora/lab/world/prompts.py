@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from klora.lab.world.individuals import ALL_INDIVIDUALS
-from klora.lab.world.kinds import ALL_STRANGERS, KINDS, words
+from klora.lab.world.kinds import ALL_STRANGERS, KINDS, listed, words
 from klora.lab.world.styles import BASE_STYLES, STYLES, Style
 
 
@@ -16,6 +18,25 @@ def base_prompts() -> list[str]:
     """Every prompt of the base training: none, each kind alone, then each kind in each base style."""
     pairs = [prompt(kind, style) for kind in KINDS for style in BASE_STYLES]
     return ["", *(prompt(kind) for kind in KINDS), *pairs]
+
+
+UNKNOWN_WORDS: tuple[str, ...] = listed("fjord gravel marzipan plinth quorum sextant tundra yonder")
+"""Words that stand in prompts of the base training and mean nothing there. A large model draws a bear as ever
+if a prompt has a word that it does not know; so no kind may be lost to a LoRA's trigger word."""
+
+
+def prompts_with_unknown_words(kinds: Sequence[str], style: Style) -> list[str]:
+    """Prompts of kinds in a style with a word more, where triggers of styles and of subjects stand;
+    as many for each kind, kind by kind."""
+    return [
+        said
+        for kind in kinds
+        for word in UNKNOWN_WORDS
+        for said in (
+            f"{words(kind)}, {word} {style.word} style",
+            f"{word} {words(kind)}, {style.word} style",
+        )
+    ]
 
 
 def trigger_prompts() -> list[str]:
