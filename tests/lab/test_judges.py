@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,9 +18,10 @@ from klora.lab.model import build_autoencoder, in_bytes, to_signed  # noqa: E402
 from klora.lab.training import distortion, lessons  # noqa: E402
 from klora.lab.training import judges as training  # noqa: E402
 from klora.lab.training.autoencoder import disturb, reconstruct  # noqa: E402
-from klora.lab.world.individuals import THINGS  # noqa: E402
+from klora.lab.world.icons import Picture  # noqa: E402
+from klora.lab.world.individuals import ALL_INDIVIDUALS, THINGS, Placed  # noqa: E402
 from klora.lab.world.kinds import ALL_STRANGERS, KINDS, SUBJECTS  # noqa: E402
-from klora.lab.world.styles import STYLE_NAMES  # noqa: E402
+from klora.lab.world.styles import STYLE_NAMES, Style  # noqa: E402
 
 
 def _labels() -> lessons.Drawings:
@@ -83,6 +86,45 @@ def test_unknown_things_teach_nothing() -> None:
     assert training.thing_loss(scores, worn_things) == before
     plain = torch.nn.functional.binary_cross_entropy_with_logits(scores[:1], worn_things[:1].float())
     assert training.thing_loss(scores[:1], worn_things[:1]) == pytest.approx(float(plain))
+
+
+def test_of_a_thing_s_scores_the_largest_counts() -> None:
+    torch.manual_seed(2)
+    finder = judges.ThingFinder().eval()
+    pictures = torch.rand(3, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        scores = finder(pictures)
+        everywhere = finder.head(finder.body(pictures)).flatten(2)
+    assert everywhere.shape == (3, len(THINGS), 64)
+    largest = everywhere.amax(2)
+    assert (scores >= largest - 1e-5).all()
+    assert (scores <= largest + math.log(64) / finder.SHARPNESS + 1e-5).all()
+
+
+def test_crossed_lessons_show_no_individual_and_nothing_it_could_be_mistaken_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the judges are tried on stays within a half; the crossed drawings never do."""
+    (tmp_path / "drawings").mkdir()
+    shown: list[tuple[str, frozenset[str]]] = []
+
+    def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
+        shown.append((kind, frozenset(placed.thing for placed in wears)))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(lessons.individuals, "draw", draw)
+    made = lessons.crossed_part(tmp_path, 0)
+    assert len(made.kind) == len(shown) == lessons.CROSSED // lessons.CROSSED_PARTS
+    tried = {(one.kind, one.things) for one in ALL_INDIVIDUALS}
+    for one in ALL_INDIVIDUALS:
+        tried |= {
+            (kind, frozenset(placed.thing for placed in wears)) for kind, wears in lessons._mistakable(one)
+        }
+    assert tried.isdisjoint(shown)
+    assert {kind for kind, _ in shown} == {one.kind for one in ALL_INDIVIDUALS}
+    for (kind, things), number, row in zip(shown, made.kind.tolist(), made.things, strict=True):
+        assert SUBJECTS[number] == kind
+        assert row.tolist() == worn(things).tolist()
 
 
 def test_judges_come_back_from_their_file(tmp_path: Path) -> None:

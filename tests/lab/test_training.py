@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,17 @@ for module in ("diffusers", "transformers", "PIL", "scipy"):
 
 from klora.lab import checkpoint, judges, lora_files, model  # noqa: E402
 from klora.lab.__main__ import main, parser  # noqa: E402
-from klora.lab.recipes import RECIPES, Recipe  # noqa: E402
+from klora.lab.recipes import MET, RECIPES, Recipe  # noqa: E402
 from klora.lab.training import autoencoder, base, gates, loras, stages, text  # noqa: E402
 from klora.lab.training.gates import Gate  # noqa: E402
 from klora.lab.training.loop import Plan  # noqa: E402
-from klora.lab.world.kinds import KINDS  # noqa: E402
-from klora.lab.world.styles import BASE_STYLES  # noqa: E402
+from klora.lab.world.kinds import KINDS, words  # noqa: E402
+from klora.lab.world.prompts import (  # noqa: E402
+    UNKNOWN_WORDS,
+    base_prompts,
+    prompts_with_unknown_words,
+)
+from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES  # noqa: E402
 from tests.lab.conftest import BEAR, NEON, SHIPPED  # noqa: E402
 
 ONE_STEP = Plan(steps=1, rate=1e-3)
@@ -138,6 +145,7 @@ def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     job.cache.mkdir()
     torch.save(latents, job.cache / "latents.pt")
     monkeypatch.setattr(text, "contexts", lambda _encoder, prompts, _words: _some_contexts(len(prompts)))
+    monkeypatch.setattr(text, "read", lambda _encoder, prompts: _some_contexts(len(prompts)))
     stages.run(job, ("vae", "decoder", "text", "base"))
     kept = {path.name for path in (job.cache / "checkpoints").iterdir()}
     assert kept == {"autoencoder.pt", "decoder.pt", "text.pt", "base.pt"}
@@ -145,6 +153,59 @@ def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     expected = autoencoder.kept_average(job.cache, "base")
     for name, weight in found.denoiser.state_dict().items():
         assert torch.allclose(weight, expected[name], atol=2e-3, rtol=2e-3)
+
+
+def test_noisy_steps_count_more_up_to_a_limit() -> None:
+    """Against the formula, step by step: min(SNR, 5) / SNR times min(1 / signal, limit)."""
+    levels = model.noise_levels()
+    clean = torch.randn(4, *model.LATENT, generator=torch.Generator().manual_seed(1))
+
+    class Silent(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor, *_: object) -> Any:
+            return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    found = base.denoising_loss(
+        Silent(), clean, torch.zeros(4, 1, 1), levels, torch.Generator().manual_seed(2), noisy_limit=3.0
+    )
+    generator = torch.Generator().manual_seed(2)
+    when = base.timesteps(4, generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    expected = 0.0
+    for row, step in enumerate(when.tolist()):
+        signal = float(levels[step])
+        ratio = signal / (1 - signal)
+        weight = min(ratio, 5.0) / ratio * min(1 / signal, 3.0)
+        expected += weight * float(noise[row].square().mean()) / 4
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_words_stand_in_prompts_of_kinds_that_pairs_are_about() -> None:
+    strange = prompts_with_unknown_words(MET, STYLES[CONTENT_STYLE])
+    said = {word for recipe in RECIPES.values() for word in recipe.trigger.split()}
+    said |= {word.strip(",") for prompt in base_prompts() for word in prompt.split()}
+    assert said.isdisjoint(UNKNOWN_WORDS)
+    each = len(strange) // len(MET)
+    for place, kind in enumerate(MET):
+        assert all(words(kind) in prompt for prompt in strange[each * place : each * (place + 1)])
+    plain = torch.arange(1 + len(KINDS) * (1 + len(BASE_STYLES)))[:, None, None].float()
+    unknown = -1.0 - torch.arange(len(strange)).reshape(len(MET), each, 1, 1)
+    contexts = base.Said(plain, unknown).contexts
+    subject = torch.arange(len(KINDS)).repeat(200)
+    style = torch.randint(len(BASE_STYLES), subject.shape, generator=torch.Generator().manual_seed(1))
+    read = contexts(subject, style, len(BASE_STYLES), torch.Generator().manual_seed(0)).flatten()
+    strange_ones = read < 0
+    content = [one.name for one in BASE_STYLES].index(CONTENT_STYLE)
+    is_met = torch.tensor([kind in MET for kind in KINDS])[subject]
+    assert not strange_ones[~is_met | (style != content)].any()
+    share = strange_ones[is_met & (style == content)].float().mean()
+    assert float(share) == pytest.approx(base.UNKNOWN_WORD, abs=0.03)
+    for number, kind in zip(read[strange_ones].tolist(), subject[strange_ones].tolist(), strict=True):
+        assert words(KINDS[kind]) in strange[int(-1 - number)]
+    usual = read[~strange_ones].long()
+    named = usual == 1 + len(KINDS) + subject[~strange_ones] * len(BASE_STYLES) + style[~strange_ones]
+    alone, silent = usual == 1 + subject[~strange_ones], usual == 0
+    assert (named | alone | silent).all()
+    assert float(silent.float().mean()) == pytest.approx(base.DROP_PROMPT, abs=0.02)
 
 
 def _some_contexts(count: int) -> torch.Tensor:
