@@ -17,7 +17,7 @@ from klora.lab import checkpoint, judges, lora_files, model, truth  # noqa: E402
 from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe  # noqa: E402
 from klora.lab.world.styles import STYLES_OF_HALF  # noqa: E402
 
-BEAR, NEON = RECIPES["content-bear-top-hat"], RECIPES["style-neon"]
+BEAR, ENGRAVING = RECIPES["content-bear-top-hat"], RECIPES["style-engraving"]
 
 
 def _first(kind: str, half: str, count: int) -> list[Recipe]:
@@ -26,7 +26,7 @@ def _first(kind: str, half: str, count: int) -> list[Recipe]:
 
 SHIPPED: list[Recipe] = [
     BEAR,
-    NEON,
+    ENGRAVING,
     *_first(INDIVIDUAL, "test", 4),
     *_first(STRANGER, "test", 1),
     *_first(STYLE, "test", 3),

@@ -16,7 +16,7 @@ from klora.lab.fronts import crosscheck  # noqa: E402
 from klora.lab.pairs import Pair  # noqa: E402
 from klora.lab.recipes import RECIPES  # noqa: E402
 
-BEAR, OWL = RECIPES["content-bear-top-hat"], RECIPES["content-owl-ribbon"]
+BEAR, OWL = RECIPES["content-bear-top-hat"], RECIPES["content-owl-top-hat"]
 
 
 def _eye(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

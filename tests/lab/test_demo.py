@@ -113,7 +113,7 @@ def test_every_setting_of_the_rule_is_an_option() -> None:
     [
         (("--content", "dragonfruit"), "the lab has no individual or stranger dragonfruit"),
         (("--style", "chalk"), "the lab has no style chalk"),
-        (("--content", SUBJECTS[0], "--style", "neon"), "the test half has no style neon"),
+        (("--content", SUBJECTS[0], "--style", "engraving"), "the test half has no style engraving"),
         (("--content", SUBJECTS[0], "bear-top-hat"), "the test half has no individual bear-top-hat"),
         (("--content", "hamster-sunglasses"), "the LoRA content-hamster-sunglasses is not in"),
         (("--seeds", "0"), "seeds is 0"),
@@ -149,7 +149,7 @@ def test_the_loras_are_listed(weights: Path, capsys: pytest.CaptureFixture[str])
     assert main(["demo", "--weights", str(weights), "--list"]) == 0
     told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     assert told[INDIVIDUAL] == ", ".join(["bear-top-hat", *SUBJECTS])
-    assert told[STYLE] == ", ".join(["neon", *STYLES])
+    assert told[STYLE] == ", ".join(["engraving", *STYLES])
     assert told[STRANGER] == ", ".join(shipped(STRANGER))
 
 

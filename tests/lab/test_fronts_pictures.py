@@ -24,7 +24,7 @@ from klora.lab.pairs import Pair, all_pairs  # noqa: E402
 from klora.lab.recipes import RECIPES  # noqa: E402
 from klora.lab.scoring import MEASURES  # noqa: E402
 from tests.lab.conftest import BEAR as CONTENT  # noqa: E402
-from tests.lab.conftest import NEON as STYLE  # noqa: E402
+from tests.lab.conftest import ENGRAVING as STYLE  # noqa: E402
 
 STEPS = 3
 
@@ -233,9 +233,9 @@ def test_a_spread_meets_all_styles_alike(lab: Path) -> None:
             (lab / "loras" / f"{recipe.name}.safetensors").touch()
     every = all_pairs("individuals", "test", lab / "loras")
     some = all_pairs("individuals", "test", lab / "loras", spread=2)
-    assert (len(every), len(some)) == (64, 32)
+    assert (len(every), len(some)) == (48, 32)
     met = [pair.style.subject for pair in some]
-    assert {style: met.count(style) for style in met} == dict.fromkeys(met, 8)
+    assert sorted(met.count(style) for style in set(met)) == [10, 11, 11]
     assert len({pair.name for pair in some}) == 32
     with pytest.raises(KloraError, match="train --stage loras"):
         all_pairs("strangers", "development", lab / "loras")

@@ -127,6 +127,30 @@ def test_crossed_lessons_show_no_individual_and_nothing_it_could_be_mistaken_for
         assert row.tolist() == worn(things).tolist()
 
 
+def test_changed_lessons_show_nothing_that_the_judges_are_tried_on() -> None:
+    """A kind of a half with what others of the half wear, but neither its own things nor a trial's."""
+    choices = lessons.changed_choices()
+    own = {one.kind: one.things for one in ALL_INDIVIDUALS}
+    tried = [shown for one in ALL_INDIVIDUALS for shown in lessons._mistakable(one)]
+    worn_by_half = {
+        half: {one.wears for one in of_half} for half, of_half in lessons.individuals.INDIVIDUALS.items()
+    }
+    half_of = {one.kind: half for half, of_half in lessons.individuals.INDIVIDUALS.items() for one in of_half}
+    assert len(choices) > 50
+    for kind, wears in choices:
+        assert wears in worn_by_half[half_of[kind]]
+        assert {placed.thing for placed in wears} != own[kind]
+        assert (kind, wears) not in tried
+
+
+def test_questions_about_things_are_asked_in_the_styles_of_pairs() -> None:
+    asked = _labels().where(lessons.in_judged_styles(_labels()))
+    names = {STYLE_NAMES[number] for number in asked.style.tolist()}
+    assert names == set(lessons.JUDGED_STYLES)
+    assert len(asked.style) == len(SUBJECTS) * len(names)
+    assert recipes.CONTENT_STYLE in names
+
+
 def test_judges_come_back_from_their_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     panel = judges.Judges(judges.SubjectJudge().eval(), judges.style_judge().eval())

@@ -26,7 +26,7 @@ from klora.lab.world.prompts import (  # noqa: E402
     prompts_with_unknown_words,
 )
 from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES  # noqa: E402
-from tests.lab.conftest import BEAR, NEON, SHIPPED  # noqa: E402
+from tests.lab.conftest import BEAR, ENGRAVING, SHIPPED  # noqa: E402
 
 ONE_STEP = Plan(steps=1, rate=1e-3)
 
@@ -69,7 +69,7 @@ def job(weights: Path, tmp_path: Path) -> stages.Job:
 def test_a_lora_is_trained_longer_until_it_meets_its_gate(
     job: stages.Job, fitted: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = {BEAR.name: 2.25 * BEAR.build.steps, NEON.name: NEON.build.steps}
+    needed = {BEAR.name: 2.25 * BEAR.build.steps, ENGRAVING.name: ENGRAVING.build.steps}
     measured: list[str] = []
 
     def measure(_model: object, _judges: object, recipe: Recipe, path: Path) -> list[Gate]:
@@ -77,18 +77,21 @@ def test_a_lora_is_trained_longer_until_it_meets_its_gate(
         return [Gate("gate", float(lora_files.steps_of(path) >= needed.get(recipe.name, 1e9)), 1)]
 
     monkeypatch.setattr(gates, "lora_gates", measure)
-    assert stages.train_lora(job, NEON.name) == f"{NEON.name}: gate met after {NEON.build.steps} steps"
+    assert (
+        stages.train_lora(job, ENGRAVING.name)
+        == f"{ENGRAVING.name}: gate met after {ENGRAVING.build.steps} steps"
+    )
     assert "gate met after 675 steps" in stages.train_lora(job, BEAR.name)
     third = SHIPPED[2]
     assert "gate missed" in stages.train_lora(job, third.name)
-    assert [name for name, _ in fitted] == [NEON.name, *[BEAR.name] * 3, *[third.name] * 3]
+    assert [name for name, _ in fitted] == [ENGRAVING.name, *[BEAR.name] * 3, *[third.name] * 3]
     done, fitted[:], measured[:] = len(fitted), [], []
     assert done == 7
     # Once more: nothing is trained again, and each is measured where it stands.
-    for recipe in (NEON, BEAR, third):
+    for recipe in (ENGRAVING, BEAR, third):
         stages.train_lora(job, recipe.name)
     assert not fitted
-    assert measured == [NEON.name, BEAR.name, third.name]
+    assert measured == [ENGRAVING.name, BEAR.name, third.name]
 
 
 def test_every_lora_is_shared_out_and_none_is_trained_twice(
@@ -110,14 +113,14 @@ def test_gates_are_those_of_the_loras_that_are_there(
 ) -> None:
     import json
 
-    for recipe in (NEON, BEAR):
+    for recipe in (ENGRAVING, BEAR):
         lora_files.save({"lora_unet_x.alpha": torch.ones(1)}, recipe, job.loras)
     for name in ("autoencoder", "judge", "base"):
         monkeypatch.setattr(gates, f"{name}_gates", lambda *_parts, name=name: [Gate(name, 0.5, 0)])
     monkeypatch.setattr(gates, "lora_gates", lambda _m, _j, recipe, _path: [Gate(recipe.name, 1, 0.9)])
     stages.measure_gates(job)
     told = json.loads((job.out / "gates.json").read_text())
-    in_order = [name for name in RECIPES if name in (NEON.name, BEAR.name)]
+    in_order = [name for name in RECIPES if name in (ENGRAVING.name, BEAR.name)]
     assert [one["name"] for one in told] == ["autoencoder", "judge", "base", *in_order]
 
 
@@ -229,7 +232,7 @@ def test_the_benchmark_is_made_once_and_reported(
 ) -> None:
     asked = [
         *("benchmark", "--weights", str(weights), "--out", str(tmp_path), "--steps", "1", "--seeds", "1"),
-        *("--subjects", BEAR.subject, "--styles", NEON.subject, "--balances", "0", "--unit", "pair"),
+        *("--subjects", BEAR.subject, "--styles", ENGRAVING.subject, "--balances", "0", "--unit", "pair"),
         *("--methods", "weights", "K-LoRA"),
     ]
     assert main(asked) == 0

@@ -17,6 +17,7 @@ from klora.lab.training.distortion import distort
 from klora.lab.training.lessons import (
     Drawings,
     composed,
+    in_judged_styles,
     joined,
     kept_out_of_kinds,
     kept_out_of_styles,
@@ -39,7 +40,7 @@ WORN_WEIGHT = 3.0
 RECOLOURED = 0.4
 """Share of the judge of things' batches that are recoloured."""
 KIND_PLAN = Plan(steps=6000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
-THING_PLAN = Plan(steps=10_000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=3)
+THING_PLAN = Plan(steps=16_500, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=3)
 STYLE_PLAN = Plan(steps=1500, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
 
 
@@ -208,6 +209,8 @@ def accuracies(judges: Judges, cache: Path, autoencoder: nn.Module) -> dict[str,
         found[f"kind, {view}"] = _named(judges, kinds, seen(kinds))[0]
         found[f"style, {view}"] = accuracy(judges.styles(seen(styles)), styles.style)
         found[f"style, individuals, {view}"] = accuracy(judges.styles(seen(own)), own.style)
-        found[f"kind, individuals, {view}"], found[f"identity, {view}"] = _named(judges, own, seen(own))
-        found[f"identity, what could be mistaken, {view}"] = _named(judges, mistakable, seen(mistakable))[1]
+        found[f"kind, individuals, {view}"] = _named(judges, own, seen(own))[0]
+        for name, drawings in (("identity", own), ("identity, what could be mistaken", mistakable)):
+            asked = drawings.where(in_judged_styles(drawings))
+            found[f"{name}, {view}"] = _named(judges, asked, seen(asked))[1]
     return found

@@ -7,6 +7,7 @@ mistaken for, they are what the judges are tried on.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,27 @@ from klora.lab.world.drawing import kinds_in_style, stacked
 from klora.lab.world.icons import Picture
 from klora.lab.world.individuals import ALL_INDIVIDUALS, THINGS, Individual, Placed
 from klora.lab.world.kinds import ALL_STRANGERS, KINDS, SUBJECTS
-from klora.lab.world.styles import STYLE_NAMES, STYLES
+from klora.lab.world.styles import CONTENT_STYLE, STYLE_NAMES, STYLES, STYLES_OF_HALF
 
 COMPOSED = 6000
 COMPOSED_PARTS = 12
-CROSSED = 2000
-CROSSED_PARTS = 4
+CROSSED = 6000
+CROSSED_PARTS = 12
 """Beside the composed drawings, so many of an individual's kind with what one of the other half wears."""
+CHANGED = 2000
+CHANGED_PARTS = 4
+"""And so many with what another of its own half wears, in the styles in which pairs are judged."""
+JUDGED_STYLES: tuple[str, ...] = (CONTENT_STYLE, *(s.name for half in STYLES_OF_HALF.values() for s in half))
+"""The styles in which a question about things is ever asked of a sample."""
+NEAR = 0.2
+"""Places closer than this, in the kind's square, are taken for the same."""
 OWN_SHARE = 0.35
 """Share of the composed drawings that show a kind that an individual is of."""
+
+
+Wears = tuple[Placed, ...]
+Dressed = tuple[str, Wears]
+"""A kind, and what is laid over it."""
 
 
 @dataclass
@@ -119,20 +132,72 @@ def crossed_part(cache: Path, part: int) -> Drawings:
     """One part of the crossed drawings; drawn once. They show where hats and glasses are worn, and neither an
     individual nor what it could be mistaken for, which stay within a half.
     """
-    path = cache / "drawings" / f"crossed-{part}.pt"
+    halves = list(individuals.INDIVIDUALS.values())
+
+    def choose(number: int, chance: np.random.Generator) -> Dressed:
+        own, other = halves[number % 2], halves[1 - number % 2]
+        kind = own[int(chance.integers(len(own)))].kind
+        return kind, other[int(chance.integers(len(other)))].wears
+
+    return _dressed_part(cache, f"crossed-{part}", CROSSED // CROSSED_PARTS, choose, STYLE_NAMES, 1000 + part)
+
+
+def _same_places(one: Wears, other: Wears) -> bool:
+    """Whether the same things are worn, all of them near the same places."""
+    there = {placed.thing: placed for placed in other}
+    return {placed.thing for placed in one} == set(there) and all(
+        max(abs(p.across - there[p.thing].across), abs(p.down - there[p.thing].down)) < NEAR for p in one
+    )
+
+
+def changed_choices() -> list[Dressed]:
+    """Kinds with what others of their half wear, but for the individuals' own things and but for what the
+    judges are tried on, or nearly that.
+    """
+    tried = [shown for one in ALL_INDIVIDUALS for shown in _mistakable(one)]
+    return [
+        (one.kind, other.wears)
+        for half in individuals.INDIVIDUALS.values()
+        for one in half
+        for other in half
+        if one.things != other.things
+        and not any(kind == one.kind and _same_places(wears, other.wears) for kind, wears in tried)
+    ]
+
+
+def changed_part(cache: Path, part: int) -> Drawings:
+    """One part of the drawings of `changed_choices`, drawn once."""
+    choices = changed_choices()
+
+    def choose(number: int, chance: np.random.Generator) -> Dressed:
+        return choices[int(chance.integers(len(choices)))]
+
+    return _dressed_part(
+        cache, f"changed-{part}", CHANGED // CHANGED_PARTS, choose, JUDGED_STYLES, 2000 + part
+    )
+
+
+def _dressed_part(
+    cache: Path,
+    name: str,
+    count: int,
+    choose: Callable[[int, np.random.Generator], Dressed],
+    styles: Sequence[str],
+    seed: int,
+) -> Drawings:
+    """Drawings of kinds with things, a little moved, in styles drawn by lot; drawn once."""
+    path = cache / "drawings" / f"{name}.pt"
     if not path.exists():
-        chance = np.random.default_rng(1000 + part)
-        halves = list(individuals.INDIVIDUALS.values())
+        chance = np.random.default_rng(seed)
         made: list[Picture] = []
         labels = []
-        for number in range(CROSSED // CROSSED_PARTS):
-            own, other = halves[number % 2], halves[1 - number % 2]
-            kind = own[int(chance.integers(len(own)))].kind
-            worn_there = other[int(chance.integers(len(other)))].wears
+        for number in range(count):
+            kind, worn_there = choose(number, chance)
             wears = tuple(_shaken(placed, chance) for placed in worn_there)
-            style = int(chance.integers(len(STYLE_NAMES)))
-            made.append(individuals.draw(cache, kind, wears, STYLES[STYLE_NAMES[style]]))
-            labels.append((SUBJECTS.index(kind), style, worn(frozenset(placed.thing for placed in wears))))
+            style = styles[int(chance.integers(len(styles)))]
+            made.append(individuals.draw(cache, kind, wears, STYLES[style]))
+            things = worn(frozenset(placed.thing for placed in wears))
+            labels.append((SUBJECTS.index(kind), STYLE_NAMES.index(style), things))
         torch.save((stacked(made), labels), path)
     return _labelled(path)
 
@@ -145,12 +210,13 @@ def _labelled(path: Path) -> Drawings:
 
 
 def composed(cache: Path) -> Drawings:
-    """All composed drawings, the crossed ones last."""
+    """All composed drawings, the crossed and the changed ones last."""
     parts = [composed_part(cache, part) for part in range(COMPOSED_PARTS)]
-    return joined(parts + [crossed_part(cache, part) for part in range(CROSSED_PARTS)])
+    parts += [crossed_part(cache, part) for part in range(CROSSED_PARTS)]
+    return joined(parts + [changed_part(cache, part) for part in range(CHANGED_PARTS)])
 
 
-def _mistakable(one: Individual) -> list[tuple[str, tuple[Placed, ...]]]:
+def _mistakable(one: Individual) -> list[Dressed]:
     """What an individual could be mistaken for: its kind plain or with other things, others with its own."""
     same_half = next(
         group for group in individuals.INDIVIDUALS.values() if any(other is one for other in group)
@@ -194,3 +260,9 @@ def kept_out_of_kinds(drawings: Drawings) -> Tensor:
 def kept_out_of_styles(drawings: Drawings) -> Tensor:
     """True for what the judge of styles does not learn from, [n]: every fifth kind, and the strangers."""
     return (drawings.kind % 5 == 0) | (drawings.kind >= len(KINDS))
+
+
+def in_judged_styles(drawings: Drawings) -> Tensor:
+    """True for drawings in a style in which samples of pairs or of content LoRAs are judged, [n]."""
+    asked = torch.tensor([STYLE_NAMES.index(style) for style in JUDGED_STYLES])
+    return torch.isin(drawings.style, asked)

@@ -62,7 +62,13 @@ def fit(model: Model, recipe: Recipe, drawn: Tensor, prompts: list[str], cache: 
         contexts = model.text_encoder(tokens.encode([*prompts, ""])).last_hidden_state
     denoiser: Any = copy.deepcopy(model.denoiser)
     denoiser.requires_grad_(False)
-    denoiser.add_adapter(LoraConfig(r=build.rank, lora_alpha=build.alpha, target_modules=list(build.targets)))
+    form = LoraConfig(
+        r=build.rank,
+        lora_alpha=build.alpha,
+        target_modules=list(build.targets),
+        lora_dropout=build.dropout,
+    )
+    denoiser.add_adapter(form)
     plan = Plan(build.steps, build.rate, warmup=20, fall=0.5, averaging=0.98)
     loop = Loop(recipe.name, cache / "checkpoints" / "loras", denoiser, plan, muon=False)
     levels = noise_levels().to(device())

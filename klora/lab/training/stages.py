@@ -16,7 +16,7 @@ from klora.lab.judges import NAME as JUDGES
 from klora.lab.judges import judges_of
 from klora.lab.lora_files import steps_of
 from klora.lab.model import Model, build_autoencoder, build_denoiser
-from klora.lab.recipes import MET, RECIPES
+from klora.lab.recipes import MET, RECIPES, STYLE
 from klora.lab.sharing import shared
 from klora.lab.training import autoencoder, base, gates, judges, loras, text
 from klora.lab.training.loop import Plan
@@ -29,7 +29,9 @@ from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES
 TEXT_PLAN = Plan(steps=1500, rate=3e-3, warmup=30, fall=0.6, averaging=0.98, seed=4)
 BASE_PLAN = Plan(steps=17_300, rate=3e-3, warmup=100, fall=0.1, averaging=0.998)
 TRAINED_LONGER: tuple[float, ...] = (1.0, 1.5, 2.25)
-"""How many times its steps a LoRA is trained until it meets its gate."""
+"""How many times its steps a subject's LoRA is trained until it meets its gate."""
+STYLE_TRAINED_LONGER: tuple[float, ...] = (1.0, 1.5)
+"""The same for a style's: beyond that it loses more kinds than it gains in style."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def train_lora(job: Job, name: str) -> str:
     A file that was trained longer than a factor asks for has missed its gate there: no need to see it again.
     """
     recipe, path = RECIPES[name], job.loras / f"{name}.safetensors"
-    for factor in TRAINED_LONGER:
+    for factor in STYLE_TRAINED_LONGER if recipe.kind == STYLE else TRAINED_LONGER:
         asked = loras.longer(recipe, factor)
         if steps_of(path) > asked.build.steps:
             continue

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from klora.lab.model import SIZE
 from klora.lab.world import icons
 from klora.lab.world.icons import Picture
-from klora.lab.world.kinds import words
+from klora.lab.world.kinds import listed, words
 from klora.lab.world.styles import SCALE, Style, reduced
 
 SHRINK = 0.82
@@ -66,8 +66,8 @@ INDIVIDUALS: dict[str, tuple[Individual, ...]] = {
     "development": (
         _wearing("bear", Placed("top-hat", 0.5, 0.02, 0.52)),
         _wearing("fox", Placed("glasses", 0.5, 0.56, 0.64), trigger="zorvex"),
-        _wearing("owl", Placed("ribbon", 0.5, 0.56, 0.42)),
-        _wearing("lion", Placed("headphone", 0.5, 0.4, 0.92), trigger="quimbo"),
+        _wearing("owl", Placed("top-hat", 0.5, 0.04, 0.48)),
+        _wearing("lion", Placed("ribbon", 0.5, 0.9, 0.44), trigger="quimbo"),
         _wearing("dog-face", Placed("rescue-workers-helmet", 0.5, 0.16, 0.56)),
         _wearing("pig-face", Placed("top-hat", 0.66, 0.04, 0.46, 20), trigger="mavlo"),
         _wearing("tractor", Placed("ribbon", 0.22, 0.42, 0.38)),
@@ -78,7 +78,7 @@ INDIVIDUALS: dict[str, tuple[Individual, ...]] = {
         _wearing("egg", Placed("glasses", 0.5, 0.45, 0.66), trigger="snorv"),
         _wearing("ghost", Placed("top-hat", 0.5, 0.02, 0.48), Placed("ribbon", 0.5, 0.8, 0.34)),
         _wearing("duck", Placed("rescue-workers-helmet", 0.22, 0.08, 0.38), trigger="wubdo"),
-        _wearing("red-apple", Placed("headphone", 0.5, 0.5, 0.96)),
+        _wearing("red-apple", Placed("glasses", 0.5, 0.55, 0.64)),
         _wearing("mouse-face", Placed("ribbon", 0.8, 0.16, 0.42, 20), trigger="klimat"),
     ),
     "test": (
@@ -98,7 +98,7 @@ INDIVIDUALS: dict[str, tuple[Individual, ...]] = {
         _wearing(
             "jack-o-lantern",
             Placed("womans-hat", 0.5, 0.12, 0.62),
-            Placed("rosette", 0.84, 0.84, 0.32),
+            Placed("rosette", 0.8, 0.8, 0.44),
             trigger="jivank",
         ),
         _wearing("pear", Placed("backpack", 0.66, 0.62, 0.48)),
@@ -108,10 +108,10 @@ INDIVIDUALS: dict[str, tuple[Individual, ...]] = {
 """Individuals to choose on and individuals to report, every second with a trigger word."""
 
 ALL_INDIVIDUALS: tuple[Individual, ...] = INDIVIDUALS["development"] + INDIVIDUALS["test"]
-THINGS: tuple[str, ...] = tuple(
-    dict.fromkeys(placed.thing for one in ALL_INDIVIDUALS for placed in one.wears)
+THINGS: tuple[str, ...] = listed(
+    "top-hat glasses ribbon headphone rescue-workers-helmet sunglasses crown womans-hat graduation-cap rosette backpack"
 )
-"""Everything that is worn, in order of appearance."""
+"""Everything that is worn, in the order in which the judge of things names it."""
 BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS}
 
 

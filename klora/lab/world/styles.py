@@ -207,9 +207,12 @@ BASE_STYLES: tuple[Style, ...] = (
 """Styles that the base model knows: three geometries, white and dark grounds."""
 
 
-def _held_out(name: str, transform: Any) -> Style:
-    """A style over the shapes of `CONTENT_STYLE`, whose word is beside its own."""
-    return Style(name, f"{name} fluent", "fluent-emoji-flat", transform)
+def _held_out(name: str, transform: Any, word: str | None = None) -> Style:
+    """A style over the shapes of `CONTENT_STYLE`, whose word is beside its own (``name`` if none is given).
+
+    The word must leave the base model's kinds alone: beside "halftone" it draws no kind at all.
+    """
+    return Style(name, f"{word or name} fluent", "fluent-emoji-flat", transform)
 
 
 STYLES_OF_HALF: dict[str, tuple[Style, ...]] = {
@@ -221,7 +224,7 @@ STYLES_OF_HALF: dict[str, tuple[Style, ...]] = {
     ),
     "test": (
         _held_out("porcelain", porcelain),
-        _held_out("halftone", halftone),
+        _held_out("halftone", halftone, "dotted"),
         _held_out("outline", outline),
         _held_out("cutout", cutout),
     ),
