@@ -109,7 +109,8 @@ INDIVIDUALS: dict[str, tuple[Individual, ...]] = {
 
 ALL_INDIVIDUALS: tuple[Individual, ...] = INDIVIDUALS["development"] + INDIVIDUALS["test"]
 THINGS: tuple[str, ...] = listed(
-    "top-hat glasses ribbon headphone rescue-workers-helmet sunglasses crown womans-hat graduation-cap rosette backpack"
+    "top-hat glasses ribbon headphone rescue-workers-helmet"
+    " sunglasses crown womans-hat graduation-cap rosette backpack"
 )
 """Everything that is worn, in the order in which the judge of things names it."""
 BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS}
