@@ -121,6 +121,7 @@ class ThingFinder(nn.Module):
             before = width
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(before, len(THINGS), 1)
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias, -4.0)  # most things are nowhere
 
     def features(self, seen: Tensor) -> Tensor:
