@@ -210,16 +210,16 @@ BASE_STYLES: tuple[Style, ...] = (
 def _held_out(name: str, transform: Any, word: str | None = None) -> Style:
     """A style over the shapes of `CONTENT_STYLE`, whose word is beside its own (``name`` if none is given).
 
-    The word must leave the base model's kinds alone: beside "halftone" it draws no kind at all.
+    The word must leave the base model's kinds alone: beside "halftone", three tokens, it draws few of them.
     """
     return Style(name, f"{word or name} fluent", "fluent-emoji-flat", transform)
 
 
 STYLES_OF_HALF: dict[str, tuple[Style, ...]] = {
     "development": (
-        _held_out("riso", riso),
+        _held_out("riso", riso, "retro"),
         _held_out("engraving", engraving),
-        _held_out("poster", poster),
+        _held_out("poster", poster, "shadow"),
         _held_out("neon", neon),
     ),
     "test": (
