@@ -72,7 +72,13 @@ CONTENT_BUILDS: tuple[Build, ...] = (
     Build(4, 4, ATTENTION, 1, steps=250),
     Build(4, 8, ATTENTION, 3, steps=400),
 )
-"""The forms of the sixteen individuals' LoRAs of a half, in their order; the halves are built alike."""
+"""The forms of the sixteen individuals' LoRAs of a half, in their order; the halves are built alike but for
+`OWN_BUILDS`."""
+
+OWN_BUILDS: dict[str, Build] = {
+    "robot-ribbon": Build(4, 4, WHOLE, 4, steps=400),
+}
+"""Individuals whose LoRAs miss their gate in the form of their row, and the form that meets it."""
 
 STRANGER_BUILDS: tuple[Build, ...] = (
     Build(4, 4, ATTENTION, 1),
@@ -112,7 +118,8 @@ MET: tuple[str, ...] = tuple(
 
 
 def _individual(half: str, one: Individual, build: Build) -> Recipe:
-    return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, build, CONTENT_BATCH)
+    form = OWN_BUILDS.get(one.name, build)
+    return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, form, CONTENT_BATCH)
 
 
 def _stranger(half: str, kind: str, build: Build) -> Recipe:

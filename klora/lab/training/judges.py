@@ -40,7 +40,7 @@ WORN_WEIGHT = 3.0
 RECOLOURED = 0.4
 """Share of the judge of things' batches that are recoloured."""
 KIND_PLAN = Plan(steps=6000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
-THING_PLAN = Plan(steps=16_500, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=3)
+THING_PLAN = Plan(steps=19_500, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=3)
 STYLE_PLAN = Plan(steps=1500, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
 
 

@@ -16,22 +16,23 @@ import torch
 from torch import Tensor
 
 from klora.lab.judges import UNKNOWN, worn
+from klora.lab.recipes import STYLE_BUILDS
 from klora.lab.world import individuals
 from klora.lab.world.drawing import kinds_in_style, stacked
 from klora.lab.world.icons import Picture
 from klora.lab.world.individuals import ALL_INDIVIDUALS, THINGS, Individual, Placed
 from klora.lab.world.kinds import ALL_STRANGERS, KINDS, SUBJECTS
-from klora.lab.world.styles import CONTENT_STYLE, STYLE_NAMES, STYLES, STYLES_OF_HALF
+from klora.lab.world.styles import CONTENT_STYLE, STYLE_NAMES, STYLES
 
 COMPOSED = 6000
 COMPOSED_PARTS = 12
 CROSSED = 6000
 CROSSED_PARTS = 12
 """Beside the composed drawings, so many of an individual's kind with what one of the other half wears."""
-CHANGED = 2000
-CHANGED_PARTS = 4
+CHANGED = 4000
+CHANGED_PARTS = 8
 """And so many with what another of its own half wears, in the styles in which pairs are judged."""
-JUDGED_STYLES: tuple[str, ...] = (CONTENT_STYLE, *(s.name for half in STYLES_OF_HALF.values() for s in half))
+JUDGED_STYLES: tuple[str, ...] = (CONTENT_STYLE, *STYLE_BUILDS)
 """The styles in which a question about things is ever asked of a sample."""
 NEAR = 0.2
 """Places closer than this, in the kind's square, are taken for the same."""
