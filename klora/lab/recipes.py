@@ -77,6 +77,7 @@ CONTENT_BUILDS: tuple[Build, ...] = (
 
 OWN_BUILDS: dict[str, Build] = {
     "robot-ribbon": Build(4, 4, WHOLE, 4, steps=400),
+    "egg-glasses": Build(8, 4, ATTENTION, 2, steps=250),
 }
 """Individuals whose LoRAs miss their gate in the form of their row, and the form that meets it."""
 
