@@ -7,6 +7,8 @@ bit. What goes through a branch beside the layer (rows of the guidance) is equal
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 import klora
 from klora.errors import HostError
+from klora.rules import GUIDANCE
 from tests.pipelines.tiny import (
     PIPELINES,
     STEPS,
@@ -34,6 +37,9 @@ ADDED = {"rule": "weights"}
 SIX_NINE = {**ADDED, **{f"content_{end}": 0.6 for end in ("from", "to")}} | {
     f"style_{end}": 0.9 for end in ("from", "to")
 }
+
+#: The package offers the function under the module's name.
+FUSE = import_module("klora.hosts.diffusers.fuse")
 
 Case = tuple[Any, dict[str, Any], list[HandLora]]
 
@@ -304,3 +310,34 @@ def test_pipelines_whose_rows_are_not_known_are_refused_in_the_first_step(tmp_pa
             picture(pipe, inputs)
     finally:
         del type(pipe).image_guidance_scale
+
+
+@pytest.mark.parametrize("family", ["flux", "sd1"])
+def test_the_default_gives_way_where_no_negative_side_is_known(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, inputs, (content, style, _) = made(family, tmp_path)
+    monkeypatch.setattr(FUSE, "GUIDANCE", replace(GUIDANCE, default="none"))
+    if family == "sd1":
+        monkeypatch.setattr(type(pipe), "image_guidance_scale", 1.5, raising=False)
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "both"}):
+        expected = picture(pipe, inputs)
+    with (
+        pytest.warns(UserWarning, match="does not know the negative side"),
+        klora.fuse(pipe, content.path, style.path, {"guidance": "none"}),
+    ):
+        np.testing.assert_array_equal(picture(pipe, inputs), expected)
+
+
+def test_the_default_is_kept_where_the_negative_side_is_known(
+    guided: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, inputs, (content, style, _) = guided
+    told = {**several_prompts(inputs, 1), "guidance_scale": G}
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "none"}):
+        expected = picture(pipe, told)
+    monkeypatch.setattr(FUSE, "GUIDANCE", replace(GUIDANCE, default="none"))
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "none"}):
+        np.testing.assert_array_equal(picture(pipe, told), expected)
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "both"}):
+        assert not np.array_equal(picture(pipe, told), expected)
