@@ -37,7 +37,7 @@ def test_a_tag_is_taken_out_and_read() -> None:
 def test_what_a_tag_does_not_name_stays_as_in_the_accordion() -> None:
     _, tag = pair_tags.taken_out("<klora:fox:ink:balance=0.3>")
     assert tag is not None
-    accordion = Settings(enabled=True, rule="smooth", balance=-0.5, content="oak", content_weight=0.7)
+    accordion = Settings(enabled=True, rule="EST", keep=0.4, content="oak", content_weight=0.7)
     expected = accordion.replace(balance=0.3, content="fox", style="ink")
     assert tag.over(accordion) == expected
 
@@ -181,9 +181,9 @@ def test_modes_in_a_tag(webui: Webui, mode: str, left: list[str]) -> None:
 
 
 def test_pasting_the_infotext_restores_the_settings_of_the_tag(webui: Webui) -> None:
-    p = webui.generate("<klora:fox:ink:balance=0.3,rule=smooth>")
+    p = webui.generate("<klora:fox:ink:balance=0.3,rule=EST>")
     values = {one.name: restored(one, p.extra_generation_params) for one in Settings.declarations()}
-    expected = {"enabled": True, "content": "fox", "style": "ink", "balance": 0.3, "rule": "smooth"}
+    expected = {"enabled": True, "content": "fox", "style": "ink", "balance": 0.3, "rule": "EST"}
     assert Settings(**values) == Settings(**expected, preset=NO_PRESET)
 
 
