@@ -13,6 +13,7 @@ from klora.commands.plan import rule_settings
 from klora.lab import demo, pairs
 from klora.settings import Settings
 from tests.lab.conftest import SUBJECTS
+from tests.published import published
 
 EMBEDDED = bool(demo.names("content")) and bool(demo.names("style"))
 
@@ -41,7 +42,7 @@ def test_pictures_plan_and_scores(weights: Path, tmp_path: Path, capsys: pytest.
 
 def test_the_plan_is_that_of_the_schedule_asked_for(weights: Path) -> None:
     pair = demo.choose_pair(None, None, weights)
-    made = demo.run(pair, Settings(schedule="S*", alpha=3.0), [5], steps=3, weights=weights)
+    made = demo.run(pair, published(schedule="S*", alpha=3.0), [5], steps=3, weights=weights)
     assert made.plan.steps == 3
     assert made.pair.subject == SUBJECTS[0]
     star = next(one for one in made.shown if one.method.name == "K-LoRA S*")

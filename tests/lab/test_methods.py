@@ -32,7 +32,7 @@ def test_the_issues_methods_are_there() -> None:
     }.items():
         assert values <= {one.get(name) for one in said}
     ablations = {"coin", "time only", "shuffled layers", "same share"}
-    assert {one["rule"] for one in said} == {"K-LoRA", *ablations}
+    assert {one["rule"] for one in said} == {"K-LoRA", Settings().rule, *ablations}
 
 
 def test_only_other_layers_that_are_shared_tell_methods_apart() -> None:

@@ -32,8 +32,9 @@ from tests.pipelines.tiny import (
     write_every_type,
     write_lora,
 )
+from tests.published import PUBLISHED
 
-ADDED = {"rule": "weights"}
+ADDED = {**PUBLISHED, "rule": "weights"}
 SIX_NINE = {**ADDED, **{f"content_{end}": 0.6 for end in ("from", "to")}} | {
     f"style_{end}": 0.9 for end in ("from", "to")
 }
@@ -114,7 +115,7 @@ def test_keep_1_and_weights_of_1_are_adding(case: Case, settings: dict[str, Any]
     pipe, inputs, (content, style, _) = case
     is_turns = settings.get("rule") == "turns"  # whose first turn has more steps than the picture
     expected = by_hand(case, [content, style], lambda _: (1, 0) if is_turns else (1, 1))
-    with klora.fuse(pipe, content.path, style.path, settings):
+    with klora.fuse(pipe, content.path, style.path, {**PUBLISHED, **settings}):
         np.testing.assert_array_equal(picture(pipe, inputs), expected)
 
 
@@ -135,7 +136,7 @@ def test_weights_that_run_from_start_to_end(case: Case) -> None:
 @pytest.mark.parametrize("rule", ["K-LoRA", "smooth", "EST"])
 def test_a_contest_is_merged_as_it_was_planned(case: Case, rule: str) -> None:
     pipe, inputs, (content, style, _) = case
-    wanted = {"rule": rule, "other_layers": "fuse", "balance": 0.1}
+    wanted = {**PUBLISHED, "rule": rule, "other_layers": "fuse", "balance": 0.1}
     if rule != "smooth":
         wanted["keep"] = 0.4
     with klora.fuse(pipe, content.path, style.path, wanted) as fusion:
@@ -190,7 +191,7 @@ def test_windows_beside_the_pair(case: Case) -> None:
         pipe,
         content.path,
         style.path,
-        {"keep": 1},
+        {**PUBLISHED, "keep": 1},
         style_window="start=0.5",
         others=[klora.TimedLora(guest.path, 0.75, "step=2-3")],
     ):
@@ -255,7 +256,7 @@ def test_guidance_of_a_contest_beside_windows_and_a_guest(guided: Case, guidance
     pipe, inputs, files = guided
     content, style, guest = files
     told = several_prompts(inputs, 3)
-    wanted = {"keep": 0.5, "other_layers": "fuse", "guidance": guidance}
+    wanted = {**PUBLISHED, "keep": 0.5, "other_layers": "fuse", "guidance": guidance}
     others = [klora.TimedLora(guest.path, 0.75, "step=2-3")]
     with klora.fuse(
         pipe, content.path, style.path, wanted, style_window="start=0.2", others=others
@@ -287,16 +288,16 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 def test_without_guidance_the_setting_has_no_effect(guided: Case, guidance: str) -> None:
     pipe, inputs, (content, style, _) = guided
     told = {**several_prompts(inputs, 1), "guidance_scale": 1.0}
-    with klora.fuse(pipe, content.path, style.path, {"keep": 0.5}):
+    with klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "keep": 0.5}):
         expected = picture(pipe, told)
-    with klora.fuse(pipe, content.path, style.path, {"keep": 0.5, "guidance": guidance}):
+    with klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "keep": 0.5, "guidance": guidance}):
         np.testing.assert_array_equal(picture(pipe, told), expected)
 
 
 def test_pipelines_whose_rows_are_not_known_are_refused_in_the_first_step(tmp_path: Path) -> None:
     pipe, inputs, (content, style, _) = made("flux", tmp_path)
     with (
-        klora.fuse(pipe, content.path, style.path, {"guidance": "content"}),
+        klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "guidance": "content"}),
         pytest.raises(HostError, match=r"rows of FluxPipeline.*set guidance to both"),
     ):
         picture(pipe, inputs)
@@ -304,7 +305,7 @@ def test_pipelines_whose_rows_are_not_known_are_refused_in_the_first_step(tmp_pa
     type(pipe).image_guidance_scale = 1.5
     try:
         with (
-            klora.fuse(pipe, content.path, style.path, {"guidance": "content"}),
+            klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "guidance": "content"}),
             pytest.raises(HostError, match="set guidance to both"),
         ):
             picture(pipe, inputs)
