@@ -10,6 +10,7 @@ from klora.files import LoraFile, read_lora
 from klora.files.merging import FORMATS, write_merged
 from klora.planning import planner_of_files, rewritten
 from klora.planning.static import static_shares
+from klora.rules import BOTH
 from klora.settings import Settings, rule_settings, shown
 from klora.version import __version__
 
@@ -26,7 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--format", choices=tuple(FORMATS), default="fp32", help="number format to write (default: fp32)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    add_rule_options(parser)
+    # One file acts on both sides of the guidance alike.
+    add_rule_options(parser, guidance=BOTH)
 
 
 def run(arguments: Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from klora.errors import SettingsError
 from klora.example_pair import CONTENT, STYLE
 from klora.files.writing import write_text, write_with
+from klora.options import SettingValue
 from klora.planning import folder_of_user, keep_scores_in, plan_files
 from klora.schedule import Plan
 from klora.settings import Settings, rule_settings
@@ -48,16 +49,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--picture", metavar="FILE", help="write the plan as a picture (PNG)")
 
 
-def add_rule_options(parser: ArgumentParser) -> None:
-    """Add an option for each setting of the rule: ``--other-layers fuse``."""
+def add_rule_options(parser: ArgumentParser, **defaults: SettingValue) -> None:
+    """Add an option for each setting of the rule: ``--other-layers fuse``; ``defaults`` by the name of the
+    setting, where a command has others.
+    """
     for setting in rule_settings():
+        default = defaults.get(setting.name, setting.default)
         choices = "|".join(setting.choices).lower()
         parser.add_argument(
             "--" + setting.name.replace("_", "-"),
             dest=setting.name,
             metavar=choices or setting.name[0].upper(),
-            default=setting.default,
-            help=setting.help.replace("%", "%%") + f" (default: {setting.default})",
+            default=default,
+            help=setting.help.replace("%", "%%") + f" (default: {default})",
         )
 
 

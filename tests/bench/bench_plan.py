@@ -17,7 +17,7 @@ from klora.planning import Cast, LayerView, Planner
 from klora.rules import Contest
 from klora.schedule import evenly_spaced
 from klora.scores import ENERGY, TOP_K_SUM, TOTAL, Scores
-from klora.settings import Settings
+from tests.published import published
 
 LAYERS = 560
 STEPS = (10, 20, 50, 100, 200, 500, 1000)
@@ -30,7 +30,7 @@ def planner_of(rule: str) -> Planner:
     names = tuple(f"layer {place}" for place in range(LAYERS))
     views = tuple(LayerView(name, True, {0: 32, 1: 32}) for name in names)
     measured = {one: numbers.uniform(1, 2, (LAYERS, 2)) for one in (TOP_K_SUM, TOTAL, ENERGY)}
-    settings = Settings(rule=rule)
+    settings = published(rule=rule)
     contest = Contest(Scores(names, (1024,) * LAYERS, measured), settings.values)
     places = tuple(range(LAYERS))
     return Planner(Cast.of_pair("fox", "ink"), views, places, np.ones((LAYERS, 2)), contest, settings)

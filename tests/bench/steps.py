@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.hosts.server import WebUI
+from tests.published import PUBLISHED
 
 #: What a side asks for: LoRA tags, and K-LoRA's settings or None for a picture without it.
 Side = tuple[str, dict[str, Any] | None]
@@ -25,13 +26,16 @@ SIDES: dict[str, Side] = {
     "added": ("<lora:{0}:1><lora:{1}:1>", None),
     "content": ("<lora:{0}:1>", None),
     "style": ("<lora:{1}:1>", None),
-    "K-LoRA S": ("<lora:{0}:1><lora:{1}:1>", {}),
-    "K-LoRA S*": ("<lora:{0}:1><lora:{1}:1>", {"schedule": "S*"}),
-    "keep 0.5": ("<lora:{0}:1><lora:{1}:1>", {"keep": 0.5}),
-    "guidance content": ("<lora:{0}:1><lora:{1}:1>", {"guidance": "content", "rule": "weights"}),
-    "keep 0.7, guidance content": ("<lora:{0}:1><lora:{1}:1>", {"guidance": "content", "keep": 0.7}),
+    "K-LoRA S": ("<lora:{0}:1><lora:{1}:1>", PUBLISHED),
+    "K-LoRA S*": ("<lora:{0}:1><lora:{1}:1>", {**PUBLISHED, "schedule": "S*"}),
+    "keep 0.5": ("<lora:{0}:1><lora:{1}:1>", {**PUBLISHED, "keep": 0.5}),
+    "guidance content": ("<lora:{0}:1><lora:{1}:1>", {**PUBLISHED, "guidance": "content", "rule": "weights"}),
+    "keep 0.7, guidance content": (
+        "<lora:{0}:1><lora:{1}:1>",
+        {**PUBLISHED, "guidance": "content", "keep": 0.7},
+    ),
     "window": ("<lora:{0}:1><lora:{1}:1:start=0.5>", None),
-    "smooth": ("<lora:{0}:1><lora:{1}:1>", {"rule": "smooth"}),
+    "smooth": ("<lora:{0}:1><lora:{1}:1>", {**PUBLISHED, "rule": "smooth"}),
 }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from klora.settings import Settings
 from tests.engine.planners import plan_of, scores_of
+from tests.published import published
 
 STEPS = 20
 CHANCE = np.random.default_rng(5)
@@ -14,7 +14,7 @@ SCORES = scores_of(np.column_stack([CHANCE.uniform(0.2, 2, (200, 2)), np.ones((2
 
 
 def content_wins(rule: str, **settings: object) -> np.ndarray:
-    return plan_of(SCORES, Settings(rule=rule, **settings), STEPS).content_leads
+    return plan_of(SCORES, published(rule=rule, **settings), STEPS).content_leads
 
 
 def test_a_coin_is_fair_and_seeded() -> None:

@@ -17,6 +17,7 @@ from klora.files import LayerRows, ldm_name, read_lora
 from klora.files.container import Container
 from klora.planning.files import FilePair
 from tests.files.make_samples import truth_of
+from tests.published import PUBLISHED_OPTIONS
 
 SAMPLES = Path(__file__).parents[1] / "data" / "files"
 NEEDING = ["peft_dora/adapter_model", "lycoris_glora", "lycoris_locon_dora_in", "lycoris_loha_dora"]
@@ -35,7 +36,8 @@ def test_the_plan_is_that_of_the_librarys_dw(sample: str, tmp_path: Path) -> Non
     path = SAMPLES / f"{sample}.safetensors"
     deltas, weights = truth_of(path)
     base, told = checkpoint(tmp_path / "base.safetensors", weights), tmp_path / "plan.json"
-    words = ["plan", str(path), str(path), "--top-k", "5", "--other-layers", "fuse", "--json", str(told)]
+    wanted = (*PUBLISHED_OPTIONS, "--top-k", "5", "--other-layers", "fuse")
+    words = ["plan", str(path), str(path), *wanted, "--json", str(told)]
     assert main([*words, "--base-model", str(base)]) == 0
     plan = json.loads(told.read_text(encoding="utf-8"))
     assert set(plan["layers"]) == set(deltas)

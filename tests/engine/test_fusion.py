@@ -10,13 +10,13 @@ import pytest
 from klora.errors import LoraFileError, PairError
 from klora.planning import Cast, Member, forget_scores, kept_scores, scoring
 from klora.schedule import LayerShares, Moment, Span, Window, evenly_spaced
-from klora.settings import Settings
 from klora.weights import Fusion, prepare
 from tests.engine.fake_seam import FakeSeam
+from tests.published import published
 
 #: Flips with S over 5 steps (bonus 0.5 to 2): never, after the start, after the middle, never.
 SCORES = {"a.attn1": (9.0, 1.0), "b.attn1": (1.0, 1.5), "c.attn2": (1.5, 1.0), "d.attn2": (1.0, 9.0)}
-OFF = Settings(gamma="off", other_layers="fuse")
+OFF = published(gamma="off", other_layers="fuse")
 PAIR = Cast.of_pair("fox", "ink")
 C, S, BOTH, NONE = (LayerShares(shares) for shares in ((1, 0), (0, 1), (1, 1), (0, 0)))
 
@@ -54,7 +54,7 @@ def test_calling_twice_in_a_step_changes_nothing() -> None:
 @pytest.mark.parametrize("clock", ["step", "published"])
 @pytest.mark.parametrize("schedule", ["S", "S*"])
 def test_what_was_recorded_is_what_was_planned(schedule: str, clock: str, is_planned: bool) -> None:
-    made = prepare(FakeSeam(SCORES), PAIR, Settings(schedule=schedule, clock=clock))
+    made = prepare(FakeSeam(SCORES), PAIR, published(schedule=schedule, clock=clock))
     moments = [Moment(step, 9) for step in range(9)]
     if is_planned:
         made.begin(moments)
@@ -64,7 +64,7 @@ def test_what_was_recorded_is_what_was_planned(schedule: str, clock: str, is_pla
 
 def test_what_is_applied_at_each_step_is_the_plan() -> None:
     seam = FakeSeam(SCORES)
-    made = prepare(seam, PAIR, Settings(schedule="S*", gamma="off"))
+    made = prepare(seam, PAIR, published(schedule="S*", gamma="off"))
     planned = made.planner.plan(evenly_spaced(30))
     with made.sampling():
         for step, letters in enumerate(planned.choices()):
@@ -133,15 +133,15 @@ def test_other_layers_compete_under_fuse() -> None:
 
 def test_gamma_is_over_the_contested_layers_only() -> None:
     with_other = {**SCORES, "e.ff": (1000.0, 1.0)}
-    fused = prepare(FakeSeam(with_other), PAIR, Settings(other_layers="fuse")).plan().gamma
-    alone = prepare(FakeSeam(with_other), PAIR, Settings(other_layers="both")).plan().gamma
+    fused = prepare(FakeSeam(with_other), PAIR, published(other_layers="fuse")).plan().gamma
+    alone = prepare(FakeSeam(with_other), PAIR, published(other_layers="both")).plan().gamma
     assert alone == pytest.approx(12.5 / 12.5)
     assert fused == pytest.approx(1012.5 / 13.5)
 
 
 def test_constant_weights_are_read_from_no_delta_and_reach_layers_of_one_lora() -> None:
     seam = FakeSeam({**SCORES, "e.ff": (1.0, 1.0)}, alone={"g.attn1": 0, "h.ff": 1})
-    weights = Settings(rule="weights", content_from=0.6, content_to=0.6, style_from=0.9, style_to=0.9)
+    weights = published(rule="weights", content_from=0.6, content_to=0.6, style_from=0.9, style_to=0.9)
     assert sample(prepare(seam, PAIR, weights)) == [7, 0, 0, 0, 0]
     alone = {"g.attn1": LayerShares((0.6, 1)), "h.ff": LayerShares((1, 0.9))}
     assert seam.told[0] == {**dict.fromkeys((*SCORES, "e.ff"), LayerShares((0.6, 0.9))), **alone}
@@ -151,7 +151,7 @@ def test_constant_weights_are_read_from_no_delta_and_reach_layers_of_one_lora() 
 def test_a_window_of_the_style_reaches_its_layers_alone() -> None:
     cast = Cast((Member("fox"), Member("ink", Window(Span(stop=0.5)))))
     seam = FakeSeam({"e.ff": (1.0, 1.0), **SCORES}, alone={"g.attn1": 0, "h.ff": 1})
-    made = prepare(seam, cast, Settings(rule="weights"))
+    made = prepare(seam, cast, published(rule="weights"))
     assert sample(made, 4) == [7, 0, 6, 0]
     assert seam.told[1] == {**dict.fromkeys((*SCORES, "e.ff"), C), "h.ff": C}
     assert made.plan().shares[:, -2:].tolist() == [[[1, 0], [0, 1]]] * 2 + [[[1, 0], [0, 0]]] * 2
@@ -162,7 +162,7 @@ def test_a_window_of_the_style_reaches_its_layers_alone() -> None:
 def test_guests_alone() -> None:
     cast = Cast((Member("moss", Window(Span(0.5))),), has_pair=False)
     seam = FakeSeam({}, names=("moss",), alone={"a.attn1": 0, "b.ff": 0})
-    made = prepare(seam, cast, Settings())
+    made = prepare(seam, cast, published())
     assert sample(made, 4) == [2, 0, 2, 0]
     assert [set(told.values()) for told in seam.told] == [{LayerShares((0,))}, {LayerShares((1,))}]
     assert made.plan().loras == ("moss",)
@@ -187,7 +187,7 @@ def test_the_unconditional_rows_get_others_where_the_guidance_has_an_effect() ->
 def test_scores_are_kept_for_the_same_key() -> None:
     first, second = FakeSeam(SCORES), FakeSeam(SCORES)
     prepare(first, PAIR, OFF)
-    made = prepare(second, PAIR, Settings(schedule="S*", alpha=2))
+    made = prepare(second, PAIR, published(schedule="S*", alpha=2))
     assert first.asked == list(SCORES)
     assert second.asked == []
     assert made.plan().as_json()["content_score"] == [9.0, 1.0, 1.5, 1.0]
@@ -245,12 +245,12 @@ def test_nan_is_named_and_not_remembered(side: int, name: str) -> None:
 def test_a_pair_without_a_shared_attention_layer_is_refused(scores: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(PairError, match=r"fox and ink share no attention layer.*pick two"):
         prepare(FakeSeam(scores), PAIR, OFF)
-    assert prepare(FakeSeam(scores), PAIR, Settings(rule="weights")).plan().layers == tuple(scores)
+    assert prepare(FakeSeam(scores), PAIR, published(rule="weights")).plan().layers == tuple(scores)
 
 
 @pytest.mark.parametrize(("absent", "shares"), [(0, S), (1, C)])
 def test_a_lora_that_weighs_nothing_leaves_the_contest(absent: int, shares: LayerShares) -> None:
     nothing = dict.fromkeys(SCORES, (0.0, 3.0) if absent == 0 else (3.0, 0.0))
     seam = FakeSeam(nothing)
-    sample(prepare(seam, PAIR, Settings()))
+    sample(prepare(seam, PAIR, published()))
     assert [set(told.values()) for told in seam.told] == [{shares}]

@@ -18,6 +18,7 @@ from klora.planning import Cast, FilePair, make_planner, plan_files
 from klora.schedule import Moment
 from klora.settings import Settings
 from tests.engine.lora_files import write_lora
+from tests.published import PUBLISHED_OPTIONS, published
 
 STEM = "lora_unet_{}_transformer_blocks_0_attn1_to_q"
 #: One layer each in in1, in4, mid, out3.
@@ -36,7 +37,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def shares(files: tuple[Path, Path], **settings: object) -> np.ndarray:
     """``[steps, layers, 2]``."""
-    return plan_files(*files, Settings(**settings), 6).shares
+    return plan_files(*files, published(**settings), 6).shares
 
 
 # -- the text -----------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def test_a_later_lock_wins_and_auto_gives_back(files: tuple[Path, Path]) -> None
 
 def test_locks_count_in_both_passes_of_the_guidance(files: tuple[Path, Path]) -> None:
     pair = FilePair(*(read_lora(file) for file in files))
-    settings = Settings(locks="mid=S", guidance="content")
+    settings = published(locks="mid=S", guidance="content")
     planner = make_planner(pair, Cast.of_pair("fox", "ink"), settings)
     made = planner.shares(Moment(0, 4, guidance_scale=7.0))
     assert made.conditional[MID].tolist() == [0, 1]
@@ -134,7 +135,8 @@ def test_blocks_of_another_kind_of_model_are_refused_and_absent_numbers_are_not(
 
 
 def test_the_command_line_has_them(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *map(str, files), "--locks", "in0-11=C mid=C out0-11=C"]) == 0
+    plan = ["plan", *map(str, files), *PUBLISHED_OPTIONS]
+    assert main([*plan, "--locks", "in0-11=C mid=C out0-11=C"]) == 0
     assert "content fox: 100.0% of the layer-steps" in capsys.readouterr().out
-    assert main(["plan", *map(str, files), "--locks", "in4=Q"]) == 2
+    assert main([*plan, "--locks", "in4=Q"]) == 2
     assert "in4=Q does not say what to do" in capsys.readouterr().err

@@ -17,8 +17,12 @@ from klora.__main__ import main
 from klora.rules import RULES, Rule
 from tests.engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
 from tests.engine.slow_formula import magnitudes, product
+from tests.published import PUBLISHED_OPTIONS
 
 Capture = pytest.CaptureFixture[str]
+
+#: A plan of the paper's rule, but for options that follow.
+PLAN = ("plan", *PUBLISHED_OPTIONS)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def refused(arguments: list[str], capsys: Capture, *named: str) -> None:
 
 def test_json_holds_the_plan(pair: list[str], tmp_path: Path) -> None:
     written = tmp_path / "plan.json"
-    assert main(["plan", *pair, "--steps", "6", "--other-layers", "fuse", "--json", str(written)]) == 0
+    assert main([*PLAN, *pair, "--steps", "6", "--other-layers", "fuse", "--json", str(written)]) == 0
     told = json.loads(written.read_text(encoding="utf-8"))
     assert set(told) == {
         "layers",
@@ -77,7 +81,7 @@ def test_json_holds_the_plan(pair: list[str], tmp_path: Path) -> None:
 def test_scores_are_of_the_scaled_product(pair: list[str], tmp_path: Path) -> None:
     """alpha / rank for the content, 1 for the style, which has no alpha; before gamma."""
     written = tmp_path / "plan.json"
-    main(["plan", *pair, "--top-k", "5", "--other-layers", "fuse", "--json", str(written)])
+    main([*PLAN, *pair, "--top-k", "5", "--other-layers", "fuse", "--json", str(written)])
     told = json.loads(written.read_text(encoding="utf-8"))
     for field, file, scale in (("content_score", pair[0], 0.5), ("style_score", pair[1], 1.0)):
         tensors = {key: value.tolist() for key, value in load_file(file).items()}
@@ -89,14 +93,14 @@ def test_scores_are_of_the_scaled_product(pair: list[str], tmp_path: Path) -> No
 @pytest.mark.parametrize("other_layers", ["fuse", "both", "content", "style", "none"])
 def test_other_layers(pair: list[str], tmp_path: Path, other_layers: str) -> None:
     written = tmp_path / "plan.json"
-    main(["plan", *pair, "--other-layers", other_layers, "--json", str(written)])
+    main([*PLAN, *pair, "--other-layers", other_layers, "--json", str(written)])
     layers = json.loads(written.read_text(encoding="utf-8"))["layers"]
     assert len(layers) == (4 if other_layers == "fuse" else 3)
     assert any("ff.net.2" in layer for layer in layers) == (other_layers == "fuse")
 
 
 def test_summary_tells_shares_gamma_layers_and_flips(pair: list[str], capsys: Capture) -> None:
-    assert main(["plan", *pair, "--steps", "4", "--alpha", "0", "--beta", "0"]) == 0
+    assert main([*PLAN, *pair, "--steps", "4", "--alpha", "0", "--beta", "0"]) == 0
     told = capsys.readouterr().out
     assert "fox: 100.0% of the layer-steps" in told
     assert "ink: 0.0%" in told
@@ -109,7 +113,7 @@ def test_picture_is_a_png_that_shows_the_shares(pair: list[str], tmp_path: Path)
     shares = []
     for beta in ("0", "1e9"):
         file = tmp_path / f"plan{beta}.png"
-        assert main(["plan", *pair, "--alpha", "0", "--beta", beta, "--picture", str(file)]) == 0
+        assert main([*PLAN, *pair, "--alpha", "0", "--beta", beta, "--picture", str(file)]) == 0
         assert file.read_bytes().startswith(b"\x89PNG")
         pixels = imread(file)
         height, width = pixels.shape[:2]
@@ -180,7 +184,7 @@ def test_layers_of_different_size(capsys: Capture, tmp_path: Path) -> None:
     ],
 )
 def test_options_out_of_range(pair: list[str], capsys: Capture, options: list[str], named: str) -> None:
-    refused(["plan", *pair, *options], capsys, named)
+    refused([*PLAN, *pair, *options], capsys, named)
 
 
 def test_a_folder_that_is_not_there(pair: list[str], capsys: Capture, tmp_path: Path) -> None:
@@ -198,7 +202,7 @@ def test_as_a_program(pair: list[str], tmp_path: Path) -> None:
 
 def plan_of(pair: list[str], folder: Path, *options: str) -> dict[str, object]:
     written = folder / "plan.json"
-    assert main(["plan", *pair, *options, "--json", str(written)]) == 0
+    assert main([*PLAN, *pair, *options, "--json", str(written)]) == 0
     told: dict[str, object] = json.loads(written.read_text(encoding="utf-8"))
     return told
 

@@ -10,7 +10,7 @@ import pytest
 
 from klora.__main__ import main
 from klora.planning import plan_files
-from klora.settings import Settings
+from tests.published import PUBLISHED_OPTIONS, published
 
 DATA = Path(__file__).parent.parent / "data" / "reference"
 PAIRS = ("open_a", "open_b", "open_c")
@@ -40,7 +40,7 @@ def check(plan: dict[str, Any], expected: dict[str, Any], pattern: str) -> None:
 def test_api_decides_as_the_authors(pair: str, pattern: str) -> None:
     expected = reference(pair)
     rule = expected["patterns"][pattern]
-    settings = Settings(
+    settings = published(
         schedule=PATTERNS[pattern],
         alpha=rule["alpha"],
         beta=str(rule["beta"]),
@@ -55,7 +55,7 @@ def test_api_decides_as_the_authors(pair: str, pattern: str) -> None:
 def test_command_decides_as_the_authors(pair: str, pattern: str, tmp_path: Path) -> None:
     expected = reference(pair)
     written = tmp_path / "plan.json"
-    options = ["--gamma", "published", "--clock", "published", "--schedule", pattern]
+    options = [*PUBLISHED_OPTIONS, "--gamma", "published", "--clock", "published", "--schedule", pattern]
     if pattern == "s*":
         options += ["--beta", "1.275"]
     steps = ["--steps", str(expected["steps"]), "--json", str(written)]
@@ -67,6 +67,6 @@ def test_command_decides_as_the_authors(pair: str, pattern: str, tmp_path: Path)
 def test_the_paper_s_own_gamma_and_clock_decide_otherwise(pair: str) -> None:
     """Else the tests above would not tell the two apart."""
     expected = reference(pair)
-    plan = plan_files(*files(pair), Settings(), expected["steps"])
+    plan = plan_files(*files(pair), published(), expected["steps"])
     assert plan.choices() != expected["patterns"]["s"]["decisions"]
     assert plan.gamma != pytest.approx(expected["gamma"], rel=1e-3)

@@ -16,6 +16,7 @@ from klora.scores import ENERGY, TOP_K_SUM, TOTAL, Scores, energy
 from klora.settings import Settings
 from tests.engine import slow_rules as slow
 from tests.engine.planners import planner_of, scores_of
+from tests.published import published
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 positive = st.floats(1e-3, 1e3)
@@ -76,7 +77,7 @@ def test_k_lora(scores: Scores, values: dict[str, object], balance: float, at: t
     clear(sides)
     off_the_jump(values, t)
     expected = [slow.winner_takes(one, values["keep"], balance) for one in sides]
-    found = engine_shares(scores, Settings(rule="K-LoRA", **told), *at)
+    found = engine_shares(scores, published(rule="K-LoRA", **told), *at)
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -87,7 +88,7 @@ def test_smooth(scores: Scores, values: dict[str, object], balance: float, at: t
     t = slow.progress(*at)
     off_the_jump(values, t)
     expected = [slow.smooth(one, values["tau"]) for one in slow.k_lora_sides(slow_layers(scores), told, t)]
-    found = engine_shares(scores, Settings(rule="smooth", **told), *at)
+    found = engine_shares(scores, published(rule="smooth", **told), *at)
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -98,7 +99,7 @@ def test_est(scores: Scores, values: dict[str, object], balance: float, at: tupl
     sides = slow.est_sides(slow_layers(scores), told, slow.progress(*at))
     clear(sides)
     expected = [slow.winner_takes(one, values["keep"], balance) for one in sides]
-    found = engine_shares(scores, Settings(rule="EST", **told), *at)
+    found = engine_shares(scores, published(rule="EST", **told), *at)
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -113,14 +114,14 @@ def test_weights(
     noise: float,
 ) -> None:
     told = {**values, "balance": balance}
-    wanted = Settings(rule="weights", clock=clock, **told)
+    wanted = published(rule="weights", clock=clock, **told)
     shares = planner_of(scores, wanted).shares(Moment(*at, noise)).conditional
     expected = slow.weights(told, noise if clock == "noise" else slow.progress(*at))
     assert np.allclose(shares, [expected] * len(scores.layers), rtol=1e-12, atol=1e-12)
 
 
 def test_constant_weights_are_exactly_what_was_written() -> None:
-    wanted = Settings(rule="weights", content_from=0.6, content_to=0.6, style_from=0.9, style_to=0.9)
+    wanted = published(rule="weights", content_from=0.6, content_to=0.6, style_from=0.9, style_to=0.9)
     for step in range(7):
         assert engine_shares(scores_of([(1, 1, 1, 1)]), wanted, step, 7) == [(0.6, 0.9)]
 
@@ -128,13 +129,13 @@ def test_constant_weights_are_exactly_what_was_written() -> None:
 @quick
 @given(st.integers(1, 7), moments)
 def test_turns(turn: int, at: tuple[int, int]) -> None:
-    found = engine_shares(scores_of([(1, 1, 1, 1)] * 2), Settings(rule="turns", turn=turn), *at)
+    found = engine_shares(scores_of([(1, 1, 1, 1)] * 2), published(rule="turns", turn=turn), *at)
     assert found == [slow.turns(turn, at[0])] * 2
 
 
 def test_balance_gives_steps_of_a_round_to_the_other_lora() -> None:
     def letters(balance: float) -> str:
-        wanted = Settings(rule="turns", turn=4, balance=balance)
+        wanted = published(rule="turns", turn=4, balance=balance)
         shares = [engine_shares(scores_of([(1, 1, 1, 1)]), wanted, step, 16)[0] for step in range(16)]
         return "".join("C" if one == (1, 0) else "S" for one in shares)
 
@@ -146,7 +147,7 @@ def test_balance_gives_steps_of_a_round_to_the_other_lora() -> None:
 @quick
 @given(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 1.0]), moments)
 def test_time_only(until: float, at: tuple[int, int]) -> None:
-    wanted = Settings(rule="time only", until=until)
+    wanted = published(rule="time only", until=until)
     exact = slow.Fraction(str(until))  # the decimal that the user wrote, not the nearest binary number
     assert engine_shares(scores_of([(1, 1, 1, 1)]), wanted, *at) == [slow.time_only(exact, *at)]
 
@@ -154,7 +155,7 @@ def test_time_only(until: float, at: tuple[int, int]) -> None:
 @pytest.mark.parametrize("balance", [-0.6, 0.0, 0.3])
 def test_a_coin_falls_as_often_as_balance_says(balance: float) -> None:
     layers, steps = 500, 10
-    wanted = Settings(rule="coin", balance=balance, coin_seed=7)
+    wanted = published(rule="coin", balance=balance, coin_seed=7)
     scores = scores_of([(1, 1, 1, 1)] * layers)
     shares = np.array([engine_shares(scores, wanted, step, steps) for step in range(steps)])
     assert (shares.sum(axis=2) == 1).all()
@@ -167,7 +168,7 @@ def test_a_coin_falls_as_often_as_balance_says(balance: float) -> None:
 def test_a_kept_part_gives_no_layer_to_the_loser_of_same_share() -> None:
     scores = scores_of([(1, 10, 1, 1), (10, 1, 1, 1)] * 3)
     for keep in (0, 0.7):
-        wanted = Settings(rule="same share", keep=keep)
+        wanted = published(rule="same share", keep=keep)
         leads = [engine_shares(scores, wanted, step, 10)[0][0] == 1 for step in range(10)]
         assert leads == [True] * 5 + [False] * 5
 
@@ -183,7 +184,7 @@ def test_more_balance_is_never_more_content_nor_less_style(
     rule: object, scores: Scores, values: dict[str, object], pair: tuple[float, float], at: tuple[int, int]
 ) -> None:
     low, high = (
-        np.array(engine_shares(scores, Settings(rule=rule.name, balance=balance, **values), *at))
+        np.array(engine_shares(scores, published(rule=rule.name, balance=balance, **values), *at))
         for balance in sorted(pair)
     )
     assert (high[:, 0] <= low[:, 0] + 1e-12).all()
@@ -195,7 +196,7 @@ def test_more_balance_is_never_more_content_nor_less_style(
 def test_the_ends_of_balance_are_one_lora_alone(
     rule: object, scores: Scores, values: dict[str, object], at: tuple[int, int], end: int
 ) -> None:
-    shares = engine_shares(scores, Settings(rule=rule.name, balance=end, **values), *at)
+    shares = engine_shares(scores, published(rule=rule.name, balance=end, **values), *at)
     own = slow.weights({**values, "balance": 0.0}, slow.progress(*at)) if rule.name == "weights" else (1, 1)
     wanted = (own[0], 0) if end < 0 else (0, own[1])
     assert np.allclose(shares, [wanted] * len(shares), rtol=1e-12, atol=0)
@@ -205,14 +206,14 @@ def test_the_ends_of_balance_are_one_lora_alone(
 def test_a_style_of_zeros_wins_no_layer_at_any_balance(rule: str) -> None:
     scores = scores_of([(1, 0, 1, 0), (1, 1, 1, 1)])
     for balance in (-1, 0, 0.5, 1):
-        assert engine_shares(scores, Settings(rule=rule, balance=balance), 3, 9)[0] == (1, 0)
+        assert engine_shares(scores, published(rule=rule, balance=balance), 3, 9)[0] == (1, 0)
 
 
 @quick
 @given(random_scores(), values_of, moments)
 def test_keep_1_is_adding(scores: Scores, values: dict[str, object], at: tuple[int, int]) -> None:
     for rule in ("K-LoRA", "EST"):
-        wanted = Settings(rule=rule, **{**values, "keep": 1})
+        wanted = published(rule=rule, **{**values, "keep": 1})
         assert engine_shares(scores, wanted, *at) == [(1, 1)] * len(scores.layers)
 
 
@@ -260,7 +261,7 @@ def test_without_an_unconditional_pass_nothing_changes(guidance: str, g: float |
 def test_unconditional_shares_are_parts_of_the_conditional_ones(
     rule: object, scores: Scores, values: dict[str, object], at: tuple[int, int], g: float, e: float
 ) -> None:
-    wanted = Settings(rule=rule.name, guidance=repr(e), **values)
+    wanted = published(rule=rule.name, guidance=repr(e), **values)
     shares = planner_of(scores, wanted).shares(Moment(*at, None, g))
     both = shares.conditional if shares.unconditional is None else shares.unconditional
     assert np.array_equal(both[:, 0], shares.conditional[:, 0])

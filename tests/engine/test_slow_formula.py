@@ -14,6 +14,7 @@ from klora.scores import TOP_K_SUM, TOTAL, Scores, gamma, score_layer
 from klora.settings import Settings, TopK
 from tests.engine.planners import plan_of, scores_of
 from tests.engine.slow_formula import SlowLayer, slow_plan
+from tests.published import published
 
 TOP_K = ("rank", "1", "3", "25%", "50%", "100%", "1000000", "0.001%")
 
@@ -64,7 +65,7 @@ def engine_plan(layers: list[SlowLayer], wanted: Settings, steps: int) -> Plan:
 def test_plan_is_that_of_the_slow_formula(
     layers: list[SlowLayer], steps: int, schedule: str, alpha: float, beta: float, top_k: str
 ) -> None:
-    wanted = Settings(schedule=schedule, alpha=alpha, beta=repr(beta), top_k=top_k)
+    wanted = published(schedule=schedule, alpha=alpha, beta=repr(beta), top_k=top_k)
     plan = engine_plan(layers, wanted, steps)
     slow = slow_plan(layers, steps, schedule, wanted.alpha, beta_value(wanted.values), top_k)
     told = plan.as_json()
@@ -88,7 +89,7 @@ def _at_a_jump(alpha: float, beta: float, step: int, steps: int) -> bool:
 @pytest.mark.parametrize("schedule", ["S", "S*"])
 def test_an_exact_tie_goes_to_content(schedule: str) -> None:
     layer = SlowLayer([[1.0, -2.0]], [[2.0, 1.0]])
-    tied = Settings(schedule=schedule, alpha=2, beta="1", gamma="off")
+    tied = published(schedule=schedule, alpha=2, beta="1", gamma="off")
     assert engine_plan([layer], tied, 1).choices() == ["C"]
     a_touch_more = tied.replace(beta="1.0001")
     assert engine_plan([layer], a_touch_more, 1).choices() == ["S"]
@@ -98,7 +99,7 @@ def test_two_zero_layers_tie_and_a_zero_style_never_wins() -> None:
     zero = SlowLayer([[0.0, 0.0]], [[0.0, 0.0]])
     only_content = SlowLayer([[1.0, 0.0]], [[0.0, 0.0]])
     some_style = SlowLayer([[1.0, 0.0]], [[1e-3, 0.0]])
-    choices = engine_plan([zero, only_content, some_style], Settings(beta="1e9"), 3).choices()
+    choices = engine_plan([zero, only_content, some_style], published(beta="1e9"), 3).choices()
     assert choices == ["CCS"] * 3
 
 
@@ -118,7 +119,7 @@ def test_gamma_is_defined_for_a_style_of_zeros(kind: str) -> None:
 
 def test_gamma_of_a_plan_is_over_its_layers() -> None:
     scores = scores_of([(1, 1, 6, 2), (1, 1, 1, 8), (1, 1, 5, 1)])
-    assert plan_of(scores, Settings(), 1).gamma == pytest.approx(12 / 11)
+    assert plan_of(scores, published(), 1).gamma == pytest.approx(12 / 11)
 
 
 def test_clocks_by_hand() -> None:

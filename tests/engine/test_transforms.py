@@ -24,6 +24,7 @@ from klora.rules import TRANSFORMS, Calibration
 from klora.rules.np_lora import row_basis
 from klora.settings import Settings
 from tests.engine.lora_files import ATTENTION, FEED_FORWARD, write_lora
+from tests.published import PUBLISHED_OPTIONS, published
 
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 QKV = "lora_unet_double_blocks_0_img_attn_qkv"
@@ -183,7 +184,7 @@ def test_scores_are_those_of_the_rewritten_pair(tmp_path: Path) -> None:
     pair = [write_lora(tmp_path / f"{n}.safetensors", seed=n, rank=6) for n in (1, 2)]
     forget_scores()
     told = [
-        plan_files(*pair, Settings(transform=transform, mu=mu, top_k="100%"), 4).as_json()
+        plan_files(*pair, published(transform=transform, mu=mu, top_k="100%"), 4).as_json()
         for transform, mu in (("none", 0.5), ("NP-LoRA", 0), ("NP-LoRA", 1e6), ("none", 0.5))
     ]
     assert told[0]["content_score"] == told[1]["content_score"] == told[3]["content_score"]
@@ -413,13 +414,14 @@ def test_a_transforms_settings_count_only_where_it_is_chosen() -> None:
 
 def test_the_command_line_rewrites_or_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(write_lora(tmp_path / f"{n}.safetensors", seed=n, rank=6)) for n in (1, 2)]
+    plan = ["plan", *pair, *PUBLISHED_OPTIONS]
     scores = []
     for options in ((), ("--transform", "np-lora", "--mu", "1000000")):
-        assert main(["plan", *pair, *options, "--json", str(tmp_path / "plan.json")]) == 0
+        assert main([*plan, *options, "--json", str(tmp_path / "plan.json")]) == 0
         scores.append(json.loads((tmp_path / "plan.json").read_text())["content_score"])
     assert scores[0] != scores[1]
     capsys.readouterr()
-    assert main(["plan", *pair, "--transform", "SSR"]) == 2
+    assert main([*plan, "--transform", "SSR"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "klora.fuse" in told

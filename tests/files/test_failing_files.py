@@ -20,6 +20,7 @@ from klora.files.conversion import convert
 from klora.files.summary import summarise
 from klora.planning import plan_files
 from klora.settings import Settings
+from tests.published import published
 
 FILES = Path(__file__).parents[1] / "data" / "failing"
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -98,8 +99,8 @@ def test_the_same_weights_make_the_same_plan_in_every_dialect(tmp_path: Path) ->
     for dialect in ("kohya", "diffusers", "peft"):
         target = tmp_path / f"{dialect}.safetensors"
         convert(source, target, dialect)
-        plans.append(plan_files(target, other, Settings(), 6))
-    before = plan_files(source, other, Settings(), 6)
+        plans.append(plan_files(target, other, published(), 6))
+    before = plan_files(source, other, published(), 6)
     for plan in plans:
         assert plan.layers == before.layers
         assert np.array_equal(plan.content_leads, before.content_leads)

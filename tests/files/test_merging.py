@@ -18,8 +18,8 @@ from klora.errors import LoraFileError
 from klora.files import LoraFile, read_lora, split_layers
 from klora.files.merging import write_merged
 from klora.planning import rewritten
-from klora.settings import Settings
 from tests.engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
+from tests.published import PUBLISHED_OPTIONS, published
 
 MORE = BLOCK + "attn2_to_v"
 FLUX = "lora_unet_double_blocks_0_img_attn_"
@@ -193,7 +193,8 @@ def pair(tmp_path: Path) -> tuple[LoraFile, LoraFile]:
 def run(pair: tuple[LoraFile, LoraFile], *options: str) -> int:
     folder = pair[0].path.parent
     names = [str(file.path) for file in pair]
-    return main(["merge", *names, "--out", str(folder / "both.safetensors"), *options])
+    out = str(folder / "both.safetensors")
+    return main(["merge", *names, "--out", out, *PUBLISHED_OPTIONS, *options])
 
 
 def test_adding_with_weights(pair: tuple[LoraFile, LoraFile], capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +220,7 @@ def test_locked_blocks_make_any_rule_static(pair: tuple[LoraFile, LoraFile]) -> 
 def test_a_pair_that_a_transform_has_rewritten(pair: tuple[LoraFile, LoraFile]) -> None:
     assert run(pair, "--rule", "weights", "--transform", "NP-LoRA") == 0
     made = read_lora(pair[0].path.with_name("both.safetensors"))
-    settings = Settings(rule="weights", transform="NP-LoRA")
+    settings = published(rule="weights", transform="NP-LoRA")
     content, style = rewritten(*pair, settings)
     assert content is not pair[0]
     assert_is_the_sum(made, (content, style), {})

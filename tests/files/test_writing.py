@@ -14,6 +14,7 @@ from klora import __main__ as command_line
 from klora.commands import inspect
 from klora.errors import KloraError
 from klora.files.writing import write_text, write_with
+from tests.published import PUBLISHED_OPTIONS
 
 
 @pytest.fixture
@@ -118,15 +119,8 @@ def test_a_plan_into_a_missing_folder(
 def test_a_merged_file_into_a_missing_folder(
     lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "merge",
-        str(lora),
-        str(lora),
-        "--rule",
-        "weights",
-        "--out",
-        str(tmp_path / "no" / "x.safetensors"),
-    ]
+    rule = (*PUBLISHED_OPTIONS, "--rule", "weights")
+    words = ["merge", str(lora), str(lora), *rule, "--out", str(tmp_path / "no" / "x.safetensors")]
     locked = tmp_path / "file"
     locked.write_text("a file where a folder should be")
     for out in (words[-1], str(locked / "x.safetensors")):

@@ -12,6 +12,7 @@ from tests.hosts.family import FamilyWebUI
 from tests.hosts.server import Answer
 from tests.hosts.share_cases import PAIR, check_guidance, constant
 from tests.hosts.test_neo_models import FLUX, gguf, stored  # noqa: F401 - fixtures
+from tests.published import PUBLISHED
 
 WEAKER = "a cat <lora:content-sd1-a:0.6><lora:style-sd1-a:0.9>"
 REFINED: dict[str, Any] = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
@@ -42,7 +43,10 @@ def test_shares_and_guidance_in_a_storage(
     before = webui.txt2img("a cat "), webui.txt2img(PAIR)
     assert webui.txt2img(PAIR, constant(0.6, 0.9)).pixels == webui.txt2img(WEAKER).pixels
     assert webui.txt2img(PAIR, constant(1, 1)).pixels == before[1].pixels
-    told = [webui.txt2img(PAIR, {"guidance": guidance}).pixels for guidance in ("both", "content", "none")]
+    told = [
+        webui.txt2img(PAIR, {**PUBLISHED, "guidance": guidance}).pixels
+        for guidance in ("both", "content", "none")
+    ]
     assert len(set(told)) == 3
     third, half = "<lora:third-sd1-a:1:w=0:0.5,1:0.5>", "<lora:third-sd1-a:0.5>"
     assert webui.txt2img(PAIR + third).pixels == webui.txt2img(PAIR + half).pixels
@@ -65,7 +69,10 @@ def test_sdxl_by_shares(webui: FamilyWebUI) -> None:
     before = webui.txt2img("a cat "), webui.txt2img(pair)
     weaker = webui.txt2img("a cat <lora:content-sdxl:0.6><lora:style-sdxl:0.9>")
     assert webui.txt2img(pair, constant(0.6, 0.9)).pixels == weaker.pixels
-    told = {guidance: webui.txt2img(pair, {"guidance": guidance}).pixels for guidance in ("both", "none")}
+    told = {
+        guidance: webui.txt2img(pair, {**PUBLISHED, "guidance": guidance}).pixels
+        for guidance in ("both", "none")
+    }
     assert told["both"] != told["none"]
     both_come_back(webui, before, pair)
 
@@ -104,7 +111,7 @@ def flux_by_shares(webui: FamilyWebUI, style: str, *, is_exact: bool = True) -> 
     halved = webui.txt2img(f"a cat <lora:{style}:1:w=0:0.5,1:0.5>", **FLUX)
     half = webui.txt2img(f"a cat <lora:{style}:0.5>", **FLUX)
     assert halved.pixels == half.pixels if is_exact else halved.distance(half) <= 2
-    kept = [webui.txt2img(pair, {"keep": keep}, **FLUX).pixels for keep in (0, 0.5, 1)]
+    kept = [webui.txt2img(pair, {**PUBLISHED, "keep": keep}, **FLUX).pixels for keep in (0, 0.5, 1)]
     assert len(set(kept)) == 3
     both_come_back(webui, before, pair, **FLUX)
 

@@ -20,6 +20,7 @@ from klora.files.conversion import state_dict_in
 from klora.planning import rewritten
 from klora.settings import Settings
 from tests.hosts.server import RefusedError, WebUI
+from tests.published import PUBLISHED
 
 NAMES = ("content-sd1-a", "style-sd1-a")
 CONTENT, STYLE = (f"<lora:{name}:1>" for name in NAMES)
@@ -36,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def constant(content: float, style: float, **more: Any) -> dict[str, Any]:
     """Settings of two constant weights."""
     ends = {"content_from": content, "content_to": content, "style_from": style, "style_to": style}
-    return {"rule": "weights", **ends, **more}
+    return {**PUBLISHED, "rule": "weights", **ends, **more}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,12 +50,12 @@ def test_shares_everywhere_are_the_host_s_own_weights(webui: WebUI, kind: str) -
 
 @pytest.mark.parametrize("settings", [constant(1, 1), {"keep": 1}, {"rule": "EST", "keep": 1}])
 def test_a_loser_that_keeps_all_is_added(webui: WebUI, settings: dict[str, Any]) -> None:
-    assert webui.txt2img(PAIR, settings).pixels == webui.txt2img(PAIR).pixels
+    assert webui.txt2img(PAIR, {**PUBLISHED, **settings}).pixels == webui.txt2img(PAIR).pixels
 
 
 def test_a_loser_that_keeps_a_part_is_between_and_leaves_no_trace(webui: WebUI) -> None:
     before = webui.txt2img(PAIR), webui.txt2img("a cat ")
-    kept = [webui.txt2img(PAIR, {"keep": keep}).pixels for keep in (0, 0.5, 1, 0.5)]
+    kept = [webui.txt2img(PAIR, {**PUBLISHED, "keep": keep}).pixels for keep in (0, 0.5, 1, 0.5)]
     assert len(set(kept)) == 3
     assert kept[1] == kept[3]
     after = webui.txt2img(PAIR), webui.txt2img("a cat ")
@@ -63,14 +64,15 @@ def test_a_loser_that_keeps_a_part_is_between_and_leaves_no_trace(webui: WebUI) 
 
 @pytest.mark.parametrize("rule", ["smooth", "EST", "turns"])
 def test_every_rule_runs_and_repeats_itself(webui: WebUI, rule: str) -> None:
-    made = [webui.txt2img(PAIR, {"rule": rule, **more}) for more in ({}, {"balance": 0.5}, {})]
+    named = {**PUBLISHED, "rule": rule}
+    made = [webui.txt2img(PAIR, {**named, **more}) for more in ({}, {"balance": 0.5}, {})]
     assert made[0].pixels == made[2].pixels != made[1].pixels
     assert f"K-LoRA rule: {rule}" in made[0].infotexts[0]
 
 
 def test_balance_ends_at_either_lora_alone(webui: WebUI) -> None:
     for balance, alone in ((-1, CONTENT), (1, STYLE)):
-        settings = {"balance": balance, "other_layers": "fuse", "keep": 0.5}
+        settings = {**PUBLISHED, "balance": balance, "other_layers": "fuse", "keep": 0.5}
         assert webui.txt2img(PAIR, settings).pixels == webui.txt2img(f"a cat {alone}").pixels
 
 
@@ -88,6 +90,7 @@ def rewritten_content(webui: WebUI, lora_folder: Path) -> Iterator[str]:
 
 
 REWRITING: dict[str, Any] = {"transform": "NP-LoRA", "mu": 5.0}
+HALF_KEPT: dict[str, Any] = {**PUBLISHED, "keep": 0.5}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,12 +98,12 @@ def test_a_rewritten_pair_is_that_of_the_rewritten_files(
     webui: WebUI, rewritten_content: str, kind: str
 ) -> None:
     before = webui.txt2img(PAIR, **KINDS[kind])
-    for settings in (constant(1, 1), {"keep": 0.5}):
+    for settings in (constant(1, 1), HALF_KEPT):
         made = webui.txt2img(PAIR, {**settings, **REWRITING}, **KINDS[kind])
         expected = webui.txt2img(f"a cat {rewritten_content}{STYLE}", settings, **KINDS[kind])
         assert made.pixels == expected.pixels
         assert "K-LoRA transform: NP-LoRA" in made.infotexts[0]
-    assert made.pixels != webui.txt2img(PAIR, {"keep": 0.5}, **KINDS[kind]).pixels
+    assert made.pixels != webui.txt2img(PAIR, HALF_KEPT, **KINDS[kind]).pixels
     assert webui.txt2img(PAIR, **KINDS[kind]).pixels == before.pixels
 
 
@@ -147,10 +150,13 @@ def check_guidance(webui: WebUI, guidance: str, tolerance: float = 2e-4, **reque
 
 def test_the_guidance_leaves_no_trace(webui: WebUI) -> None:
     before = [webui.txt2img(prompt).pixels for prompt in (PAIR, "a cat ")]
-    told = {guidance: webui.txt2img(PAIR, {"guidance": guidance}) for guidance in ("both", "content", "none")}
+    told = {
+        guidance: webui.txt2img(PAIR, {**PUBLISHED, "guidance": guidance})
+        for guidance in ("both", "content", "none")
+    }
     assert len({one.pixels for one in told.values()}) == 3
     assert "K-LoRA guidance: content" in told["content"].infotexts[0]
-    again = webui.txt2img(PAIR, {"guidance": "content"}, **KINDS["second order"])
+    again = webui.txt2img(PAIR, {**PUBLISHED, "guidance": "content"}, **KINDS["second order"])
     assert again.pixels != told["content"].pixels
     assert [webui.txt2img(prompt).pixels for prompt in (PAIR, "a cat ")] == before
     with pytest.raises(RefusedError, match="guidance is 'some'"):
@@ -159,7 +165,7 @@ def test_the_guidance_leaves_no_trace(webui: WebUI) -> None:
 
 def test_without_an_unconditional_pass_the_guidance_is_noted_and_ignored(webui: WebUI) -> None:
     with_it, without = (
-        webui.txt2img(PAIR, {"guidance": guidance}, cfg_scale=1) for guidance in ("none", "both")
+        webui.txt2img(PAIR, {**PUBLISHED, "guidance": guidance}, cfg_scale=1) for guidance in ("none", "both")
     )
     assert with_it.pixels == without.pixels
     assert "no effect at a CFG scale of 1" in with_it.infotexts[0]

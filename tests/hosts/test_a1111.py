@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from klora.files.conversion import convert
 from tests.hosts.server import Answer, RefusedError, WebUI, left_half
+from tests.published import PUBLISHED
 
 CONTENT, STYLE, THIRD = ("<lora:content-sd1-a:1>", "<lora:style-sd1-a:0.8>", "<lora:third-sd1-a:0.5>")
 PAIR = f"a cat {CONTENT}{STYLE}"
 #: In all layers, also in those outside attention, which by default are no contest.
-CONTENT_WINS = {"alpha": 0, "beta": 0, "other_layers": "fuse"}
-STYLE_WINS = {"alpha": 0, "beta": 1e8, "other_layers": "fuse"}
+CONTENT_WINS = {**PUBLISHED, "alpha": 0, "beta": 0, "other_layers": "fuse"}
+STYLE_WINS = {**PUBLISHED, "alpha": 0, "beta": 1e8, "other_layers": "fuse"}
 
 #: Passes that leave their own traces in a host: K-LoRA must win and lose in each as in a plain one.
 PASSES: dict[str, dict[str, Any]] = {
@@ -258,9 +259,9 @@ def test_every_clock_runs_with_every_kind_of_sampler(webui: WebUI, clock: str, s
 
 @pytest.mark.parametrize(("schedule", "most"), [("S", 2), ("S*", 3)])
 def test_only_what_flips_is_merged(webui: WebUI, schedule: str, most: int) -> None:
-    webui.txt2img(PAIR, {"schedule": schedule}, steps=20)
+    webui.txt2img(PAIR, {**PUBLISHED, "schedule": schedule}, steps=20)
     webui.call("/probe/arm", {})
-    webui.txt2img(PAIR, {"schedule": schedule}, steps=20)
+    webui.txt2img(PAIR, {**PUBLISHED, "schedule": schedule}, steps=20)
     merges = webui.call("/probe/look")["merges"]
     attention = {name: count for name, count in merges.items() if "_attn" in name}
     assert 0 < len(attention) <= 128  # a layer that keeps its winner from the picture before needs no merge
@@ -352,7 +353,7 @@ def test_add_normally_says_so(webui: WebUI) -> None:
 
 
 def test_the_infotext_names_pair_and_rule(webui: WebUI) -> None:
-    text = webui.txt2img(PAIR, {"beta": 0.75}).infotexts[0]
+    text = webui.txt2img(PAIR, {**PUBLISHED, "beta": 0.75}).infotexts[0]
     for part in ("K-LoRA: content-sd1-a", "style-sd1-a", "K-LoRA schedule: S", "K-LoRA beta: 0.75"):
         assert part in text
     assert "K-LoRA" not in webui.txt2img(PAIR).infotexts[0]

@@ -12,6 +12,7 @@ from tests.hosts.server import WebUI
 from tests.hosts.share_cases import *  # noqa: F403 - collected here, with this module's fixtures
 from tests.hosts.share_cases import PAIR, check_guidance, constant, denoised
 from tests.hosts.test_a1111 import _plain_options  # noqa: F401 - an automatic fixture
+from tests.published import PUBLISHED
 
 
 @pytest.fixture
@@ -71,5 +72,8 @@ def test_sdxl(webui: WebUI) -> None:
     pair = "a cat <lora:content-sdxl:1><lora:style-sdxl:1>"
     expected = webui.txt2img("a cat <lora:content-sdxl:0.6><lora:style-sdxl:0.9>")
     assert webui.txt2img(pair, constant(0.6, 0.9)).pixels == expected.pixels
-    told = {guidance: webui.txt2img(pair, {"guidance": guidance}).pixels for guidance in ("both", "none")}
+    told = {
+        guidance: webui.txt2img(pair, {**PUBLISHED, "guidance": guidance}).pixels
+        for guidance in ("both", "none")
+    }
     assert told["both"] != told["none"]

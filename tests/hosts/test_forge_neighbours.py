@@ -25,8 +25,12 @@ from tests.hosts.test_neighbours import (  # noqa: F401 - a fixture
     needs,
     tag,
 )
+from tests.published import PUBLISHED
 
 COUPLE, BLOCK_WEIGHT = "sd-forge-couple", "sd-webui-lora-block-weight"
+
+#: What gives the two sides of the guidance different shares.
+SIDES: dict[str, Any] = {**PUBLISHED, "keep": 0.5, "guidance": "content"}
 
 #: Two regions side by side, without a background, one line of the prompt for each.
 SIDE_BY_SIDE: list[Any] = [True, False, "Basic", "", "Horizontal", "None", 0.5, [], "off", False, True]
@@ -51,7 +55,7 @@ def _traceless(beside: FamilyWebUI, forge: FamilyWebUI) -> Iterator[None]:
 def test_beside_neighbours_that_stand_by_every_picture_is_the_same(
     beside: FamilyWebUI, forge: FamilyWebUI
 ) -> None:
-    for settings in (CONTENT_WINS, STYLE_WINS, {}, {"keep": 0.5, "guidance": "content"}):
+    for settings in (CONTENT_WINS, STYLE_WINS, {}, SIDES):
         assert beside.txt2img(PAIR, settings).pixels == forge.txt2img(PAIR, settings).pixels
 
 
@@ -76,7 +80,7 @@ def test_a_winner_alone_in_the_regions_of_forge_couple(
     assert _side_by_side(beside, CONTENT + STYLE, settings).pixels == only.pixels
 
 
-@pytest.mark.parametrize("settings", [{}, {"keep": 0.5, "guidance": "content"}], ids=["default", "sides"])
+@pytest.mark.parametrize("settings", [{}, SIDES], ids=["default", "sides"])
 def test_a_fused_pair_in_the_regions_of_forge_couple(
     folder: Path,  # noqa: F811
     beside: FamilyWebUI,

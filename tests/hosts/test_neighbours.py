@@ -17,13 +17,14 @@ import pytest
 from klora.files.conversion import convert
 from tests.hosts.neighbours import DETECTOR, neighbours_in, running_beside
 from tests.hosts.server import Answer, RefusedError, WebUI
+from tests.published import PUBLISHED
 
 CONTENT, STYLE = "<lora:content-sd1-a:1>", "<lora:style-sd1-a:1>"
 PAIR = f"a cat {CONTENT}{STYLE}"
-CONTENT_WINS = {"alpha": 0, "beta": 0, "other_layers": "fuse"}
-STYLE_WINS = {"alpha": 0, "beta": 1e8, "other_layers": "fuse"}
-ADDED: dict[str, Any] = {"rule": "weights"}
-WEIGHTED = {"rule": "weights", "content_from": 0.6, "content_to": 0.6, "style_from": 0.9, "style_to": 0.9}
+CONTENT_WINS = {**PUBLISHED, "alpha": 0, "beta": 0, "other_layers": "fuse"}
+STYLE_WINS = {**PUBLISHED, "alpha": 0, "beta": 1e8, "other_layers": "fuse"}
+ADDED: dict[str, Any] = {**PUBLISHED, "rule": "weights"}
+WEIGHTED = {**ADDED, "content_from": 0.6, "content_to": 0.6, "style_from": 0.9, "style_to": 0.9}
 WEIGHTED_PAIR = "<lora:content-sd1-a:1:0.6><lora:style-sd1-a:1:0.9>"
 
 
@@ -82,7 +83,7 @@ def test_beside_neighbours_that_stand_by_every_picture_is_the_same(
     beside: WebUI, webui: WebUI, plain: tuple[Answer, Answer]
 ) -> None:
     assert [beside.txt2img(prompt).pixels for prompt in ("a cat ", PAIR)] == [one.pixels for one in plain]
-    for settings in (CONTENT_WINS, STYLE_WINS, WEIGHTED, {}, {"schedule": "S*", "keep": 0.5}):
+    for settings in (CONTENT_WINS, STYLE_WINS, WEIGHTED, {}, {**PUBLISHED, "schedule": "S*", "keep": 0.5}):
         assert beside.txt2img(PAIR, settings).pixels == webui.txt2img(PAIR, settings).pixels
     for alone, settings in ((CONTENT, CONTENT_WINS), (STYLE, STYLE_WINS), (WEIGHTED_PAIR, WEIGHTED)):
         assert beside.txt2img(PAIR, settings).pixels == webui.txt2img(f"a cat {alone}").pixels
@@ -112,9 +113,9 @@ def test_weights_of_blocks_count(folder: Path, beside: WebUI, key: str) -> None:
 
 def test_the_pair_is_scored_with_its_weights_of_blocks(folder: Path, beside: WebUI) -> None:
     needs(folder, "sd-webui-lora-block-weight")
-    fused = beside.txt2img(f"a cat {CONTENT}{tag('style', f'lbw={HALF}')}", {})
-    assert fused.pixels == beside.txt2img(f"a cat {CONTENT}<lora:style-sd1-a:1:0.5>", {}).pixels
-    assert fused.pixels != beside.txt2img(PAIR, {}).pixels
+    fused = beside.txt2img(f"a cat {CONTENT}{tag('style', f'lbw={HALF}')}", PUBLISHED)
+    assert fused.pixels == beside.txt2img(f"a cat {CONTENT}<lora:style-sd1-a:1:0.5>", PUBLISHED).pixels
+    assert fused.pixels != beside.txt2img(PAIR, PUBLISHED).pixels
 
 
 @pytest.mark.parametrize("steps", ["start=3", "stop=3", "step=2-4"])
@@ -232,9 +233,9 @@ def test_neutral_parts_of_a_prompt(folder: Path, beside: WebUI, word: str) -> No
     assert own[""] != beside.txt2img("a cat ").pixels
     for settings, loras in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE), (WEIGHTED, WEIGHTED_PAIR)):
         assert beside.txt2img(f"{PAIR}{part}", settings).pixels == own[loras]
-    fused = beside.txt2img(f"{PAIR}{part}", {})
+    fused = beside.txt2img(f"{PAIR}{part}", PUBLISHED)
     assert fused.pixels not in own.values()
-    assert beside.txt2img(f"{PAIR}{part}", {"guidance": "content"}).pixels != fused.pixels
+    assert beside.txt2img(f"{PAIR}{part}", {**PUBLISHED, "guidance": "content"}).pixels != fused.pixels
 
 
 # --- ADetailer ---------------------------------------------------------------------------------------------

@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 
 from tests.hosts.server import RefusedError, WebUI
+from tests.published import PUBLISHED
 
 PAIR = "content-sd1-a:style-sd1-a"
 CONTENT, STYLE = "<lora:content-sd1-a:1>", "<lora:style-sd1-a:1>"
-CONTENT_WINS, STYLE_WINS = "alpha=0,beta=0,other_layers=fuse", "alpha=0,beta=1e8,other_layers=fuse"
+CONTENT_ALONE: dict[str, Any] = {**PUBLISHED, "alpha": 0, "beta": 0, "other_layers": "fuse"}
+CONTENT_WINS, STYLE_WINS = (
+    ",".join(f"{name}={value}" for name, value in {**CONTENT_ALONE, "beta": beta}.items())
+    for beta in (0, "1e8")
+)
 HIRES: dict[str, Any] = {
     "enable_hr": True,
     "hr_scale": 2,
@@ -41,7 +46,7 @@ def test_a_hires_prompt_may_have_a_tag_of_its_own(webui: WebUI) -> None:
 
 
 def test_a_tag_wins_over_the_accordion(webui: WebUI) -> None:
-    fused = webui.txt2img(f"a cat <klora:{PAIR}:beta=1e8>", {"alpha": 0, "beta": 0, "other_layers": "fuse"})
+    fused = webui.txt2img(f"a cat <klora:{PAIR}:beta=1e8>", CONTENT_ALONE)
     assert fused.pixels == webui.txt2img(f"a cat {STYLE}").pixels
 
 

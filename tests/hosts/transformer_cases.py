@@ -17,6 +17,7 @@ from klora.settings import Settings
 from tests.hosts.family import FamilyWebUI
 from tests.hosts.make_transformer_loras import make_transformer_loras
 from tests.hosts.test_a1111 import CONTENT_WINS, STYLE_WINS
+from tests.published import PUBLISHED
 
 HERE = Path(__file__).parent
 
@@ -70,7 +71,7 @@ def flips_follow_sigma(webui: FamilyWebUI, content: str, style: str, weights: Se
     """
     pair = f"a cat <lora:{content}:1><lora:{style}:1>"
     request = {**FLOW, "steps": 6}
-    rule = {"clock": "noise", "alpha": 1.5, "beta": 0.5}
+    rule = {**PUBLISHED, "clock": "noise", "alpha": 1.5, "beta": 0.5}
     seen = [_seen(webui, pair, settings, weights, request) for settings in (CONTENT_WINS, STYLE_WINS, rule)]
     contents, styles = (look["weights"][0] for look in seen[:2])
     assert all(contents[name] != styles[name] for name in weights)

@@ -9,11 +9,12 @@ import torch
 
 from klora.hosts.webui.roles import tags_in
 from tests.jobs.fakes import FakeModel, FakeSampler, make_network
+from tests.published import PUBLISHED
 from tests.webui.conftest import FakeHost
 
 BOTH = "a fox <lora:fox:1> <lora:ink:1>"
-CONTENT_WINS = {"alpha": 0, "beta": "0", "other_layers": "fuse"}
-STYLE_WINS = {"alpha": 0, "beta": "1e9", "other_layers": "fuse"}
+CONTENT_WINS = {**PUBLISHED, "alpha": 0, "beta": "0", "other_layers": "fuse"}
+STYLE_WINS = {**PUBLISHED, "alpha": 0, "beta": "1e9", "other_layers": "fuse"}
 
 
 class Webui:
@@ -27,7 +28,9 @@ class Webui:
             for at, entry in enumerate(host.networks.on_disk)
         }
         self.checkpoint = SimpleNamespace(
-            sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"), is_sd1=True
+            sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"),
+            is_sd1=True,
+            model=SimpleNamespace(diffusion_model=self.model),
         )
 
     def job(self, prompt: str, **extra: Any) -> Any:

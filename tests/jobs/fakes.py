@@ -81,6 +81,11 @@ class FakeModel(nn.Module):
         self.layers = nn.ModuleList(self.named.values())
         self.probe = torch.randn(2, SIZE, generator=generator)
 
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        """As the host's UNet, which extensions hook; the fake denoiser's batch is the probe."""
+        assert batch is self.probe
+        return self.run()
+
     @torch.no_grad()
     def run(self) -> dict[str, Tensor]:
         """The output of each layer for the probe."""
@@ -90,7 +95,7 @@ class FakeModel(nn.Module):
         if self.functional:
             return self.networks.network_forward(layer, self.probe, nn.Linear.forward)
         self.networks.network_apply_weights(layer)
-        return nn.Linear.forward(layer, self.probe)
+        return layer(self.probe)
 
     def expected(self, name: str, *loras: FakeNetwork) -> Tensor:
         """The output of a layer to which exactly these LoRAs are added."""
@@ -173,7 +178,7 @@ def install(networks: ModuleType | Any) -> None:
 
 
 class FakeDenoiser(nn.Module):
-    """The host's CFG module: each call runs the model."""
+    """The host's CFG module: each call runs the model, for a conditional row and an unconditional one."""
 
     def __init__(self, model: FakeModel) -> None:
         super().__init__()
@@ -181,15 +186,15 @@ class FakeDenoiser(nn.Module):
         self.inner_model = SimpleNamespace()
         self.before_call: Any = None
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, cond: Any = None, cond_scale: float | None = None) -> Tensor:
         if self.before_call is not None:
             self.before_call(len(self.seen))
-        self.seen.append(self.model.run())
+        self.seen.append(self.model(self.model.probe))
         return x
 
 
 class FakeSampler:
-    """A sampler of the host with the calls of Euler."""
+    """A sampler of the host with the calls of Euler; the guidance has the scale of the job, if it has any."""
 
     def __init__(self, model: FakeModel, sigmas: tuple[float, ...] = (14.6, 7.0, 3.0, 1.0, 0.1, 0.0)) -> None:
         self.model_wrap_cfg = FakeDenoiser(model)
@@ -205,9 +210,11 @@ class FakeSampler:
 
     def sample(self, p: Any = None) -> Any:
         sigmas = self.get_sigmas(p, len(self.sigmas) - 1)
-        return self.launch_sampling(len(sigmas) - 1, lambda: self._euler(sigmas[self.starts_at : -1]))
+        scale = getattr(p, "cfg_scale", None)
+        return self.launch_sampling(len(sigmas) - 1, lambda: self._euler(sigmas[self.starts_at : -1], scale))
 
-    def _euler(self, sigmas: Tensor) -> str:
+    def _euler(self, sigmas: Tensor, scale: float | None) -> str:
+        cond = SimpleNamespace(batch=[["a fox"]])
         for sigma in sigmas:
-            self.model_wrap_cfg(torch.zeros(1), sigma.expand(2))
+            self.model_wrap_cfg(torch.zeros(1), sigma.expand(2), cond=cond, cond_scale=scale)
         return "latents"

@@ -16,7 +16,6 @@ from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import A1111Seam
 from klora.planning import Cast
 from klora.schedule import LayerShares, Moment
-from klora.settings import Settings
 from klora.weights import prepare
 from klora.weights.branch import BatchRows
 from tests.jobs.fakes import (
@@ -32,6 +31,7 @@ from tests.jobs.fakes import (
     install,
     make_network,
 )
+from tests.published import published
 
 C, S, BOTH, NONE = (LayerShares(shares) for shares in ((1, 0), (0, 1), (1, 1), (0, 0)))
 CHECKPOINT = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename="/models/sd.safetensors"))
@@ -152,7 +152,7 @@ def test_winners_change_and_only_changed_layers_are_merged_again(scene: Scene) -
 
 @pytest.mark.parametrize("schedule", ["S", "S*"])
 def test_merges_per_layer_and_pass(scene: Scene, schedule: str) -> None:
-    made = prepare(scene.seam(), Cast.of_pair("fox", "ink"), Settings(schedule=schedule, gamma="off"))
+    made = prepare(scene.seam(), Cast.of_pair("fox", "ink"), published(schedule=schedule, gamma="off"))
     scene.networks.merges.clear()
     with made.sampling():
         for step in range(40):

@@ -13,10 +13,10 @@ from klora.errors import PairError
 from klora.hosts.webui.bracket import Pass, bracket, refuse
 from klora.planning import Cast
 from klora.schedule import LayerShares, Moment, evenly_spaced
-from klora.settings import Settings
 from klora.weights import Fusion, prepare
 from tests.engine.fake_seam import FakeSeam
 from tests.jobs.fakes import FakeDenoiser, FakeModel, FakeSampler
+from tests.published import published
 
 SCORES = {"a.attn1": (9.0, 1.0), "b.attn1": (1.0, 1.5), "c.attn2": (1.5, 1.0), "d.attn2": (1.0, 9.0)}
 
@@ -31,7 +31,7 @@ class Host:
 class Scene:
     def __init__(self, sampler: Any = None, **settings: Any) -> None:
         self.seam = FakeSeam(SCORES)
-        self.fusion = prepare(self.seam, Cast.of_pair("fox", "ink"), Settings(gamma="off", **settings))
+        self.fusion = prepare(self.seam, Cast.of_pair("fox", "ink"), published(gamma="off", **settings))
         self.sampler: Any = sampler or FakeSampler(FakeModel(Host()))
         self.finished: list[Fusion] = []
         self.levels: list[float] = []

@@ -20,6 +20,7 @@ from klora.planning import forget_scores, keep_scores_in, planner, scoring, shel
 from klora.weights import Fusion
 from tests.jobs.fake_webui import BOTH, Webui
 from tests.jobs.fakes import ATTENTION, FakeSampler
+from tests.published import PUBLISHED
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 20.00 MiB"
 
@@ -98,7 +99,7 @@ HOOKS: dict[str, Callable[[Fault], None]] = {
 
 def pictures(webui: Webui) -> list[list[dict[str, Tensor]]]:
     """Base, added and fused, as outputs of all layers in all steps."""
-    return [webui.generate(*asked).seen for asked in (("a fox", False), (BOTH, False), (BOTH, {}))]
+    return [webui.generate(*asked).seen for asked in (("a fox", False), (BOTH, False), (BOTH, PUBLISHED))]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -139,7 +140,7 @@ def test_a_fault_is_said_and_the_next_picture_is_right(
         fault = Fault(patched, error)
         HOOKS[hook](fault)
         with pytest.raises(KloraError, match=sentence) as caught:
-            webui.generate(BOTH, {"incomplete": incomplete})
+            webui.generate(BOTH, {**PUBLISHED, "incomplete": incomplete})
         assert fault.calls
     assert str(caught.value).startswith("K-LoRA")
     assert "/home/ann" not in str(caught.value)
@@ -156,7 +157,7 @@ def test_the_host_s_api_gets_status_and_sentence(
     with monkeypatch.context() as patched:
         HOOKS[hook](Fault(patched, torch.OutOfMemoryError(NO_MEMORY)))
         with pytest.raises(KloraError) as caught:
-            webui.generate(BOTH, {})
+            webui.generate(BOTH, PUBLISHED)
     assert vars(caught.value)["status_code"] == 422
     assert vars(caught.value)["detail"] == str(caught.value)
 
@@ -180,8 +181,8 @@ def test_what_the_host_raises_is_raised_as_it_is(webui: Webui, error: BaseExcept
             raise error
 
     p = webui.job(BOTH)
-    p.arguments = ({},)
-    webui.script.process(p, {})
+    p.arguments = (PUBLISHED,)
+    webui.script.process(p, PUBLISHED)
     webui.batch(p)
     p.sampler.model_wrap_cfg.before_call = fails
     with pytest.raises(type(error)) as caught:
@@ -195,7 +196,7 @@ def test_the_host_s_merge_runs_out_of_memory(webui: Webui) -> None:
     before = pictures(webui)
     webui.networks.fail_in = ATTENTION[2]
     with pytest.raises(RuntimeError, match="out of memory"):
-        webui.generate(BOTH, {})
+        webui.generate(BOTH, PUBLISHED)
     webui.networks.fail_in = None
     assert same(pictures(webui), before)
 
@@ -206,10 +207,10 @@ def test_the_host_s_merge_runs_out_of_memory(webui: Webui) -> None:
 def test_a_plan_that_cannot_be_recorded_costs_no_picture(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = webui.generate(BOTH, {}).seen
+    expected = webui.generate(BOTH, PUBLISHED).seen
     with monkeypatch.context() as patched:
         Fault(patched, KeyError("x")).at(Fusion, "plan")
-        p = webui.generate(BOTH, {})
+        p = webui.generate(BOTH, PUBLISHED)
     assert same([p.seen], [expected])
     assert p.klora_job.plans == []
     assert "K-LoRA met an error that it does not know" in capsys.readouterr().out
@@ -231,17 +232,17 @@ def test_a_full_disk_costs_no_picture(
     webui: Webui, kept_on_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_scores_in(None)
-    expected = webui.generate(BOTH, {}).seen
+    expected = webui.generate(BOTH, PUBLISHED).seen
     keep_scores_in(kept_on_disk)
     forget_scores()
     with monkeypatch.context() as patched:
         patched.setattr(shelf.os, "replace", _full)
-        assert same([webui.generate(BOTH, {}).seen], [expected])
+        assert same([webui.generate(BOTH, PUBLISHED).seen], [expected])
     assert "cannot be kept for the next start (No space left on device)" in capsys.readouterr().err
     assert list(kept_on_disk.iterdir()) == []
     for _ in range(2):  # kept now, then read
         forget_scores()
-        assert same([webui.generate(BOTH, {}).seen], [expected])
+        assert same([webui.generate(BOTH, PUBLISHED).seen], [expected])
     assert len(list(kept_on_disk.glob("*.json"))) == 1
 
 
@@ -260,7 +261,7 @@ def test_the_sampler_object_is_clean_after_a_fault(webui: Webui, monkeypatch: py
 
 def _sampled(webui: Webui, sampler: FakeSampler) -> None:
     p = webui.job(BOTH)
-    p.sampler, p.arguments = sampler, ({},)
-    webui.script.process(p, {})
+    p.sampler, p.arguments = sampler, (PUBLISHED,)
+    webui.script.process(p, PUBLISHED)
     webui.batch(p)
     webui.sample(p)

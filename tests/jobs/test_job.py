@@ -27,6 +27,7 @@ from tests.jobs.fakes import (
     FakeSampler,
     parsed_tag,
 )
+from tests.published import PUBLISHED
 
 
 @pytest.mark.parametrize(("rule", "winner"), [(CONTENT_WINS, "fox"), (STYLE_WINS, "ink")])
@@ -39,7 +40,7 @@ def test_a_winner_everywhere_is_as_if_alone_in_the_unet(webui: Webui, rule: Any,
 
 
 def test_afterwards_the_pair_is_added_and_without_tags_all_is_as_at_first(webui: Webui) -> None:
-    webui.generate(BOTH, {})
+    webui.generate(BOTH, PUBLISHED)
     off = webui.generate(BOTH, False)
     assert off.klora_job is None
     assert all(webui.is_applied(off.seen[0], layer, "fox", "ink") for layer in IN_FORWARD_ORDER)
@@ -48,8 +49,8 @@ def test_afterwards_the_pair_is_added_and_without_tags_all_is_as_at_first(webui:
         assert torch.equal(bare.seen[-1][layer], webui.model.expected(layer))
 
 
-def test_default_settings_apply_the_plan(webui: Webui) -> None:
-    p = webui.generate(BOTH, {})
+def test_the_winners_of_the_plan_are_applied(webui: Webui) -> None:
+    p = webui.generate(BOTH, PUBLISHED)
     (plan,) = p.klora_job.plans
     assert plan.steps == 5
     assert 0 < plan.content_share < 1
@@ -59,8 +60,26 @@ def test_default_settings_apply_the_plan(webui: Webui) -> None:
             assert webui.is_applied(output, host_name[layer], "fox" if letter == "C" else "ink")
 
 
+def test_default_settings_apply_the_plan(webui: Webui) -> None:
+    """In both passes of the guidance, whatever the default says of the negative side."""
+    p = webui.generate(BOTH, {}, cfg_scale=7.0)
+    (plan,) = p.klora_job.plans
+    assert plan.steps == 5
+    assert 0 < plan.content_share < 1
+    host_name = {canonical: name for name, canonical in CANONICAL.items()}
+    passes = (plan.shares, plan.shares if plan.unconditional is None else plan.unconditional)
+    for step, output in enumerate(p.seen):
+        for at, layer in enumerate(plan.layers):
+            name = host_name[layer]
+            deltas = [webui.known[lora].modules[name].delta for lora in ("fox", "ink")]
+            for row, shares in enumerate(passes):
+                added = sum(float(share) * one for share, one in zip(shares[step, at], deltas, strict=True))
+                expected = webui.model.probe[row] @ (webui.model.clean[name] + added).T
+                torch.testing.assert_close(output[name][row], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_same_pair_again_is_not_scored_again(webui: Webui) -> None:
-    webui.generate(BOTH, {"other_layers": "fuse"})
+    webui.generate(BOTH, {**PUBLISHED, "other_layers": "fuse"})
     # The merges of the host ask too, so only a further scoring can ask while nothing is merged.
     scored: list[str] = []
     for network in webui.known.values():
@@ -68,7 +87,7 @@ def test_the_same_pair_again_is_not_scored_again(webui: Webui) -> None:
             own = module.calc_updown
             module.calc_updown = lambda weight, own=own: scored.append("asked") or own(weight)
     p = webui.job(BOTH)
-    webui.script.process(p, {"schedule": "S*", "other_layers": "fuse"})
+    webui.script.process(p, {**PUBLISHED, "schedule": "S*", "other_layers": "fuse"})
     webui.batch(p)
     webui.script.process_before_every_sampling(p)
     assert scored == []
@@ -119,7 +138,7 @@ def test_a_stopped_job_leaves_the_next_alone(webui: Webui) -> None:
 
 @pytest.mark.parametrize("prompt", ["<lora:fox:1>", "<lora:fox:1><lora:elm:1>"])
 def test_add_normally_makes_the_picture_and_says_so(webui: Webui, prompt: str) -> None:
-    p = webui.generate(prompt, {"incomplete": "add normally"})
+    p = webui.generate(prompt, {**PUBLISHED, "incomplete": "add normally"})
     assert all(webui.is_applied(p.seen[0], layer, "fox") for layer in CANONICAL)
     assert "added normally" in p.extra_generation_params["K-LoRA fallback"]
     assert p.extra_generation_params["K-LoRA alpha"] == "1.5"
@@ -130,7 +149,7 @@ def test_add_normally_makes_the_picture_and_says_so(webui: Webui, prompt: str) -
 def test_nan_stops_even_where_incomplete_pairs_are_added(webui: Webui) -> None:
     webui.known["ink"].modules[ATTENTION[2]].delta[0, 0] = float("nan")
     with pytest.raises(LoraFileError, match=r"ink: layer mid_block.*attn1\.to_q holds NaN"):
-        webui.generate(BOTH, {"incomplete": "add normally"})
+        webui.generate(BOTH, {**PUBLISHED, "incomplete": "add normally"})
 
 
 def test_a_pair_without_shared_attention_can_be_added(webui: Webui) -> None:
@@ -139,8 +158,8 @@ def test_a_pair_without_shared_attention_can_be_added(webui: Webui) -> None:
     for layer in ATTENTION[2:]:
         del webui.known["ink"].modules[layer]
     with pytest.raises(PairError, match="fox and ink share no attention layer"):
-        webui.generate(BOTH, {})
-    p = webui.generate(BOTH, {"incomplete": "add normally"})
+        webui.generate(BOTH, PUBLISHED)
+    p = webui.generate(BOTH, {**PUBLISHED, "incomplete": "add normally"})
     assert webui.is_applied(p.seen[0], ATTENTION[2], "fox")
     assert "share no attention layer" in p.extra_generation_params["K-LoRA fallback"]
 
@@ -155,7 +174,7 @@ def test_a_pair_that_the_host_holds_rewritten_is_not_added(
     monkeypatch.setattr(
         "klora.hosts.a1111.host.exchange", lambda _, network, __: exchanged.append(network.name)
     )
-    settings = {"incomplete": "add normally", "transform": "NP-LoRA"}
+    settings = {**PUBLISHED, "incomplete": "add normally", "transform": "NP-LoRA"}
     webui.generate(BOTH, settings)
     assert exchanged == ["fox"]
     for layer in ATTENTION[:2]:
@@ -233,7 +252,7 @@ def test_an_exception_in_the_unet_leaves_nothing(webui: Webui) -> None:
     webui.networks.fail_in = ATTENTION[3]
     functions = webui.networks.network_apply_weights, webui.networks.network_forward
     with pytest.raises(RuntimeError, match="out of memory"):
-        webui.generate(BOTH, {})
+        webui.generate(BOTH, PUBLISHED)
     webui.networks.fail_in = None
     assert (webui.networks.network_apply_weights, webui.networks.network_forward) == functions
     added = webui.generate(BOTH, False)
@@ -242,14 +261,14 @@ def test_an_exception_in_the_unet_leaves_nothing(webui: Webui) -> None:
 
 def test_the_infotext_outlives_a_copy_that_begins_within_the_job(webui: Webui) -> None:
     """As ADetailer's does, after it has repainted the last picture of a batch."""
-    p = webui.generate(BOTH, {})
+    p = webui.generate(BOTH, PUBLISHED)
     told = dict(p.extra_generation_params)
-    webui.script.process(copy(p), {})
+    webui.script.process(copy(p), PUBLISHED)
     assert p.extra_generation_params == told != {}
 
 
 def test_infotext_is_written_and_that_of_a_former_cell_removed(webui: Webui) -> None:
-    p = webui.generate(BOTH, {"alpha": 2})
+    p = webui.generate(BOTH, {**PUBLISHED, "alpha": 2})
     written = p.extra_generation_params
     assert written["K-LoRA"].startswith("fox (")
     assert written["K-LoRA alpha"] == "2"
@@ -268,7 +287,7 @@ def test_progress_is_told_and_taken_back(webui: Webui) -> None:
 
     sys.modules["modules.shared"].state = State(textinfo="before")  # type: ignore[attr-defined]
     told.clear()
-    webui.generate(BOTH, {"other_layers": "fuse"})
+    webui.generate(BOTH, {**PUBLISHED, "other_layers": "fuse"})
     assert told[0] == f"K-LoRA: scoring layer 1 of {len(CANONICAL)}"
     assert len(told) == len(CANONICAL) + 1
     assert told[-1] == "before"
@@ -279,7 +298,7 @@ def test_nothing_is_put_among_the_pictures_and_the_plan_lies_beside_the_saved_on
 ) -> None:
     picture = SimpleNamespace(already_saved_as=str(tmp_path / "00001-7.png"))
     for show, text in ((False, "hidden"), (True, "shown")):
-        p = webui.generate(BOTH, {"show_plan": show})
+        p = webui.generate(BOTH, {**PUBLISHED, "show_plan": show})
         processed = SimpleNamespace(images=[picture], infotexts=[text])
         webui.script.postprocess(p, processed)
         assert (processed.images, processed.infotexts) == ([picture], [text])

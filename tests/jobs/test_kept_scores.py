@@ -23,6 +23,7 @@ from tests.jobs.conftest import SCRIPT
 from tests.jobs.fake_webui import BOTH
 from tests.jobs.fakes import ATTENTION, CANONICAL, FakeModel, NetworkModuleLora, install, make_network
 from tests.jobs.test_a1111_seam import CHECKPOINT, Scene
+from tests.published import PUBLISHED
 from tests.webui.conftest import FakeEntry, FakeHost
 
 
@@ -131,7 +132,7 @@ def test_a_picture_leaves_nothing_on_disk_but_scores(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)  # the host's data folder, too
     keep_scores_in(tmp_path / "cache" / "klora")
-    webui.generate(BOTH, {})
+    webui.generate(BOTH, PUBLISHED)
     keep_scores_in(None)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     kept = {path for path in after if path.parent == tmp_path / "cache" / "klora"}

@@ -12,11 +12,13 @@ from klora.hosts.webui import axes, pair_tags, preset_shelf
 from klora.hosts.webui.infotext import restored
 from klora.presets import NO_PRESET
 from klora.settings import Settings
-from tests.jobs.fake_webui import CONTENT_WINS, Webui
+from tests.jobs.fake_webui import CONTENT_WINS, STYLE_WINS, Webui
 from tests.jobs.fakes import CANONICAL, IN_FORWARD_ORDER, FakeSampler, parsed_tag
+from tests.published import published
 
-TO_CONTENT = "alpha=0,beta=0,other_layers=fuse"
-TO_STYLE = "alpha=0,beta=1e9,other_layers=fuse"
+TO_CONTENT, TO_STYLE = (
+    ",".join(f"{name}={value}" for name, value in rule.items()) for rule in (CONTENT_WINS, STYLE_WINS)
+)
 
 
 # -- reading ------------------------------------------------------------------------------------------
@@ -27,7 +29,7 @@ def test_a_tag_is_taken_out_and_read() -> None:
     assert prompt == "a fox , snow"
     assert tag is not None
     assert (tag.content, tag.style) == ("fox", "ink")
-    assert tag.over(Settings()) == Settings(
+    assert tag.over(published()) == published(
         enabled=True, content="fox", style="ink", balance=0.3, rule="smooth"
     )
 
@@ -35,7 +37,7 @@ def test_a_tag_is_taken_out_and_read() -> None:
 def test_what_a_tag_does_not_name_stays_as_in_the_accordion() -> None:
     _, tag = pair_tags.taken_out("<klora:fox:ink:balance=0.3>")
     assert tag is not None
-    accordion = Settings(enabled=True, rule="smooth", balance=-0.5, content="oak", content_weight=0.7)
+    accordion = Settings(enabled=True, rule="EST", keep=0.4, content="oak", content_weight=0.7)
     expected = accordion.replace(balance=0.3, content="fox", style="ink")
     assert tag.over(accordion) == expected
 
@@ -102,7 +104,7 @@ def test_names_may_be_aliases(webui: Webui) -> None:
 
 
 def test_an_axis_of_a_plot_wins_over_the_tag(webui: Webui) -> None:
-    p = webui.job("<klora:fox:ink:beta=0,alpha=0,other_layers=fuse>")
+    p = webui.job(f"<klora:fox:ink:{TO_CONTENT}>")
     setting = Settings.declaration("beta")
     axes._applying(setting)(p, "1e9", [])
     webui.script.process(p, False)
@@ -179,14 +181,10 @@ def test_modes_in_a_tag(webui: Webui, mode: str, left: list[str]) -> None:
 
 
 def test_pasting_the_infotext_restores_the_settings_of_the_tag(webui: Webui) -> None:
-    p = webui.generate("<klora:fox:ink:balance=0.3,rule=smooth>")
+    p = webui.generate("<klora:fox:ink:balance=0.3,rule=EST>")
     values = {one.name: restored(one, p.extra_generation_params) for one in Settings.declarations()}
-    made = Settings(**values)
-    expected = {"enabled": True, "content": "fox", "style": "ink", "balance": 0.3, "rule": "smooth"}
-    assert {name: value for name, value in made.values.items() if value != Settings().values[name]} == {
-        **expected,
-        "preset": NO_PRESET,
-    }
+    expected = {"enabled": True, "content": "fox", "style": "ink", "balance": 0.3, "rule": "EST"}
+    assert Settings(**values) == Settings(**expected, preset=NO_PRESET)
 
 
 def test_a_preset_is_laid_under_what_a_tag_names(webui: Webui) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import klora
 from klora.errors import HostError, KloraError, LoraFileError, PairError
 from tests.pipelines.tiny import PIPELINES, STEPS, denoiser_of, flux, picture, sd1, write_lora
+from tests.published import PUBLISHED, published
 
 
 @pytest.fixture(params=PIPELINES)
@@ -45,7 +46,7 @@ def _merged_by_hand(pipe: Any, inputs: dict[str, Any], lora: Path) -> np.ndarray
 def test_the_winner_everywhere_is_the_onlywrite_lora(case: Any, winner: str, beta: float) -> None:
     pipe, inputs, content, style = case
     alone = _merged_by_hand(pipe, inputs, content if winner == "content" else style)
-    with klora.fuse(pipe, content, style, {"alpha": 0, "beta": beta, "other_layers": "fuse"}):
+    with klora.fuse(pipe, content, style, published(alpha=0, beta=beta, other_layers="fuse")):
         fused = picture(pipe, inputs)
     np.testing.assert_array_equal(fused, alone)
 
@@ -55,7 +56,7 @@ def test_weights_are_the_same_objects_with_the_same_bits_afterwards(case: Any) -
     base = picture(pipe, inputs)
     parameters = dict(denoiser_of(pipe).named_parameters())
     bits = {name: one.detach().clone() for name, one in parameters.items()}
-    with pytest.raises(RuntimeError, match="stop"), klora.fuse(pipe, content, style):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"), klora.fuse(pipe, content, style, PUBLISHED):  # noqa: PT012
         assert not np.array_equal(picture(pipe, inputs), base)
         raise RuntimeError("stop")
     after = dict(denoiser_of(pipe).named_parameters())
@@ -69,21 +70,21 @@ def test_weights_are_the_same_objects_with_the_same_bits_afterwards(case: Any) -
 )
 def test_what_ran_is_what_was_planned(case: Any, settings: dict[str, Any]) -> None:
     from klora.planning import plan_files
-    from klora.settings import Settings
 
     pipe, inputs, content, style = case
-    with klora.fuse(pipe, content, style, settings) as fusion:
+    wanted = published(**settings)
+    with klora.fuse(pipe, content, style, wanted) as fusion:
         fused = picture(pipe, inputs)
-    planned = plan_files(content, style, Settings.from_mapping(settings), STEPS)
+    planned = plan_files(content, style, wanted, STEPS)
     assert fusion.plan().layers == planned.layers
     assert fusion.plan().choices() == planned.choices()
-    with klora.fuse(pipe, content, style, settings):
+    with klora.fuse(pipe, content, style, wanted):
         np.testing.assert_array_equal(picture(pipe, inputs), fused)
 
 
 def test_only_flips_touch_layers(case: Any) -> None:
     pipe, inputs, content, style = case
-    with klora.fuse(pipe, content, style) as fusion:
+    with klora.fuse(pipe, content, style, PUBLISHED) as fusion:
         picture(pipe, inputs, steps=12)
     plan = fusion.plan()
     assert plan.steps == 12
@@ -94,7 +95,7 @@ def test_only_flips_touch_layers(case: Any) -> None:
 def test_the_noise_clock_starts_at_pure_noise_and_ends_clean(case: Any) -> None:
     pipe, inputs, content, style = case
     seen = []
-    with klora.fuse(pipe, content, style, {"clock": "noise"}) as fusion:
+    with klora.fuse(pipe, content, style, {**PUBLISHED, "clock": "noise"}) as fusion:
         at = fusion.at
         fusion.at = lambda moment: (seen.append(moment.noise_progress), at(moment))[1]
         picture(pipe, inputs)
@@ -106,7 +107,7 @@ def test_the_noise_clock_starts_at_pure_noise_and_ends_clean(case: Any) -> None:
 
 def test_a_second_sampling_starts_from_the_beginning(case: Any) -> None:
     pipe, inputs, content, style = case
-    with klora.fuse(pipe, content, style):
+    with klora.fuse(pipe, content, style, PUBLISHED):
         first, second = picture(pipe, inputs), picture(pipe, inputs)
     np.testing.assert_array_equal(first, second)
 

@@ -7,6 +7,8 @@ bit. What goes through a branch beside the layer (rows of the guidance) is equal
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 import klora
 from klora.errors import HostError
+from klora.rules import GUIDANCE
 from tests.pipelines.tiny import (
     PIPELINES,
     STEPS,
@@ -29,11 +32,15 @@ from tests.pipelines.tiny import (
     write_every_type,
     write_lora,
 )
+from tests.published import PUBLISHED
 
-ADDED = {"rule": "weights"}
+ADDED = {**PUBLISHED, "rule": "weights"}
 SIX_NINE = {**ADDED, **{f"content_{end}": 0.6 for end in ("from", "to")}} | {
     f"style_{end}": 0.9 for end in ("from", "to")
 }
+
+#: The package offers the function under the module's name.
+FUSE = import_module("klora.hosts.diffusers.fuse")
 
 Case = tuple[Any, dict[str, Any], list[HandLora]]
 
@@ -108,7 +115,7 @@ def test_keep_1_and_weights_of_1_are_adding(case: Case, settings: dict[str, Any]
     pipe, inputs, (content, style, _) = case
     is_turns = settings.get("rule") == "turns"  # whose first turn has more steps than the picture
     expected = by_hand(case, [content, style], lambda _: (1, 0) if is_turns else (1, 1))
-    with klora.fuse(pipe, content.path, style.path, settings):
+    with klora.fuse(pipe, content.path, style.path, {**PUBLISHED, **settings}):
         np.testing.assert_array_equal(picture(pipe, inputs), expected)
 
 
@@ -129,7 +136,7 @@ def test_weights_that_run_from_start_to_end(case: Case) -> None:
 @pytest.mark.parametrize("rule", ["K-LoRA", "smooth", "EST"])
 def test_a_contest_is_merged_as_it_was_planned(case: Case, rule: str) -> None:
     pipe, inputs, (content, style, _) = case
-    wanted = {"rule": rule, "other_layers": "fuse", "balance": 0.1}
+    wanted = {**PUBLISHED, "rule": rule, "other_layers": "fuse", "balance": 0.1}
     if rule != "smooth":
         wanted["keep"] = 0.4
     with klora.fuse(pipe, content.path, style.path, wanted) as fusion:
@@ -184,7 +191,7 @@ def test_windows_beside_the_pair(case: Case) -> None:
         pipe,
         content.path,
         style.path,
-        {"keep": 1},
+        {**PUBLISHED, "keep": 1},
         style_window="start=0.5",
         others=[klora.TimedLora(guest.path, 0.75, "step=2-3")],
     ):
@@ -249,7 +256,7 @@ def test_guidance_of_a_contest_beside_windows_and_a_guest(guided: Case, guidance
     pipe, inputs, files = guided
     content, style, guest = files
     told = several_prompts(inputs, 3)
-    wanted = {"keep": 0.5, "other_layers": "fuse", "guidance": guidance}
+    wanted = {**PUBLISHED, "keep": 0.5, "other_layers": "fuse", "guidance": guidance}
     others = [klora.TimedLora(guest.path, 0.75, "step=2-3")]
     with klora.fuse(
         pipe, content.path, style.path, wanted, style_window="start=0.2", others=others
@@ -281,16 +288,16 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 def test_without_guidance_the_setting_has_no_effect(guided: Case, guidance: str) -> None:
     pipe, inputs, (content, style, _) = guided
     told = {**several_prompts(inputs, 1), "guidance_scale": 1.0}
-    with klora.fuse(pipe, content.path, style.path, {"keep": 0.5}):
+    with klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "keep": 0.5}):
         expected = picture(pipe, told)
-    with klora.fuse(pipe, content.path, style.path, {"keep": 0.5, "guidance": guidance}):
+    with klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "keep": 0.5, "guidance": guidance}):
         np.testing.assert_array_equal(picture(pipe, told), expected)
 
 
 def test_pipelines_whose_rows_are_not_known_are_refused_in_the_first_step(tmp_path: Path) -> None:
     pipe, inputs, (content, style, _) = made("flux", tmp_path)
     with (
-        klora.fuse(pipe, content.path, style.path, {"guidance": "content"}),
+        klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "guidance": "content"}),
         pytest.raises(HostError, match=r"rows of FluxPipeline.*set guidance to both"),
     ):
         picture(pipe, inputs)
@@ -298,9 +305,40 @@ def test_pipelines_whose_rows_are_not_known_are_refused_in_the_first_step(tmp_pa
     type(pipe).image_guidance_scale = 1.5
     try:
         with (
-            klora.fuse(pipe, content.path, style.path, {"guidance": "content"}),
+            klora.fuse(pipe, content.path, style.path, {**PUBLISHED, "guidance": "content"}),
             pytest.raises(HostError, match="set guidance to both"),
         ):
             picture(pipe, inputs)
     finally:
         del type(pipe).image_guidance_scale
+
+
+@pytest.mark.parametrize("family", ["flux", "sd1"])
+def test_the_default_gives_way_where_no_negative_side_is_known(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, inputs, (content, style, _) = made(family, tmp_path)
+    monkeypatch.setattr(FUSE, "GUIDANCE", replace(GUIDANCE, default="none"))
+    if family == "sd1":
+        monkeypatch.setattr(type(pipe), "image_guidance_scale", 1.5, raising=False)
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "both"}):
+        expected = picture(pipe, inputs)
+    with (
+        pytest.warns(UserWarning, match="does not know the negative side"),
+        klora.fuse(pipe, content.path, style.path, {"guidance": "none"}),
+    ):
+        np.testing.assert_array_equal(picture(pipe, inputs), expected)
+
+
+def test_the_default_is_kept_where_the_negative_side_is_known(
+    guided: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, inputs, (content, style, _) = guided
+    told = {**several_prompts(inputs, 1), "guidance_scale": G}
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "none"}):
+        expected = picture(pipe, told)
+    monkeypatch.setattr(FUSE, "GUIDANCE", replace(GUIDANCE, default="none"))
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "none"}):
+        np.testing.assert_array_equal(picture(pipe, told), expected)
+    with klora.fuse(pipe, content.path, style.path, {"guidance": "both"}):
+        assert not np.array_equal(picture(pipe, told), expected)

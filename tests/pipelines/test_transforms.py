@@ -29,8 +29,9 @@ from tests.pipelines.tiny import (
     several_prompts,
     write_every_type,
 )
+from tests.published import PUBLISHED
 
-ADDED = {"rule": "weights"}
+ADDED = {**PUBLISHED, "rule": "weights"}
 RIDGE = 0.01
 TOLERANCE = 1e-5
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -107,9 +108,9 @@ def test_np_lora_is_the_projected_pair_merged_by_hand(case: Any, mu: float) -> N
 def test_mu_0_is_the_untouched_pair_bit_for_bit_under_any_rule(case: Any) -> None:
     pipe, inputs, paths, _ = case
     for rule in ("K-LoRA", "smooth"):
-        with klora.fuse(pipe, *paths, {"rule": rule}):
+        with klora.fuse(pipe, *paths, {**PUBLISHED, "rule": rule}):
             expected = picture(pipe, inputs)
-        with klora.fuse(pipe, *paths, {"rule": rule, "transform": "NP-LoRA", "mu": 0}):
+        with klora.fuse(pipe, *paths, {**PUBLISHED, "rule": rule, "transform": "NP-LoRA", "mu": 0}):
             np.testing.assert_array_equal(picture(pipe, inputs), expected)
 
 
@@ -228,10 +229,10 @@ def test_ssr_is_the_pair_that_two_forwards_by_hand_give(case: Any, has_own_promp
 
 def test_ssr_goes_with_a_contest_and_windows(case: Any) -> None:
     pipe, inputs, paths, _ = case
-    wanted = {"transform": "SSR", "keep": 0.3}
-    with klora.fuse(pipe, *paths, {"keep": 0.3}, style_window="start=0.5") as plainly:
+    contest = {**PUBLISHED, "keep": 0.3}
+    with klora.fuse(pipe, *paths, contest, style_window="start=0.5") as plainly:
         picture(pipe, inputs)
-    with klora.fuse(pipe, *paths, wanted, style_window="start=0.5") as fusion:
+    with klora.fuse(pipe, *paths, {**contest, "transform": "SSR"}, style_window="start=0.5") as fusion:
         picture(pipe, inputs)
     before, after = plainly.plan(), fusion.plan()
     assert before.layers == after.layers

@@ -21,6 +21,7 @@ from klora.report.contest import ContestSpread
 from klora.report.directions import Overlap
 from klora.settings import Settings
 from tests.engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
+from tests.published import published
 
 MORE = BLOCK + "attn2_to_v"
 
@@ -34,7 +35,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_counts_strengths_and_shares_are_those_of_the_whole_matrices(files: tuple[Path, Path]) -> None:
-    report = report_files(*files, Settings(), steps=10)
+    report = report_files(*files, published(), steps=10)
     assert (report.counts.shared_attention, report.counts.shared_other) == (2, 1)
     assert (report.counts.content_alone, report.counts.style_alone) == (1, 1)
     content, style = (split_layers(read_lora(file)) for file in files)
@@ -45,7 +46,7 @@ def test_counts_strengths_and_shares_are_those_of_the_whole_matrices(files: tupl
     ]
     assert report.strengths == pytest.approx(norms)
     assert report.strength_ratio == pytest.approx(norms[0] / norms[1])
-    plan = plan_files(*files, Settings(), 10, guidance_scale=7.0)
+    plan = plan_files(*files, published(), 10, guidance_scale=7.0)
     told = report.as_json()
     assert told["strength"]["gamma"] == plan.gamma
     assert told["shares"]["content"] == plan.content_share
@@ -56,7 +57,7 @@ def test_counts_strengths_and_shares_are_those_of_the_whole_matrices(files: tupl
 
 
 def test_the_index_says_what_it_is_made_of_and_that_it_is_preliminary(files: tuple[Path, Path]) -> None:
-    told = report_files(*files, Settings()).as_json()
+    told = report_files(*files, published()).as_json()
     index = told["compatibility"]
     assert index["status"] == PRELIMINARY
     assert "not yet confirmed" in PRELIMINARY
@@ -84,7 +85,7 @@ def test_types_without_factors_are_measured_by_their_leading_directions(tmp_path
         full,
     )
     other = write_lora(tmp_path / "other.safetensors", seed=2)
-    by_factors, by_matrix = (report_files(one, other, Settings()) for one in (plain, full))
+    by_factors, by_matrix = (report_files(one, other, published()) for one in (plain, full))
     assert by_matrix.overlap.energy == pytest.approx(by_factors.overlap.energy, rel=1e-5)
     assert by_matrix.overlap.rows[0] == pytest.approx(by_factors.overlap.rows[0], rel=1e-5)
 

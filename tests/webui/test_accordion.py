@@ -13,6 +13,7 @@ import pytest
 from klora.hosts.webui import accordion, wiring
 from klora.hosts.webui.accordion import Accordion
 from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
+from tests.published import published
 
 from .conftest import FakeEntry, FakeHost
 
@@ -141,7 +142,7 @@ def paste(built: Accordion, parameters: dict[str, str]) -> dict[str, Any]:
 
 def test_a_paste_restores_every_control(host: FakeHost) -> None:
     parameters = {"K-LoRA": "fox (1) + ink (2)", "K-LoRA schedule": "S*", "K-LoRA content": "fox"}
-    expected = Settings(enabled=True, schedule="S*", content="fox", preset="none")
+    expected = published(enabled=True, schedule="S*", content="fox", preset="none")
     assert paste(build(), parameters) == {one.name: expected.values[one.name] for one in Settings.offered()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from klora.hosts.webui import compare
-from klora.settings import Settings
+from klora.settings import DEFAULT_PRESET, Settings
 
 from .conftest import FakeHost
 
@@ -195,7 +195,7 @@ def test_a_row_over_balance_for_each_picture_of_the_batches(
 
 
 def test_a_setting_with_a_name_is_labelled_by_it(host: FakeHost) -> None:
-    assert compare.columns(compare.WAYS, Settings())[-1].label == "this setting: K-LoRA, balanced"
+    assert compare.columns(compare.WAYS, Settings())[-1].label == f"this setting: {DEFAULT_PRESET}"
 
 
 def test_the_pair_of_a_tag_is_compared(saved: list[dict[str, Any]], tmp_path: Path) -> None:

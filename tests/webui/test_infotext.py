@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from klora.hosts.webui import infotext
 from klora.hosts.webui.infotext import FusedLora, FusedPair
 from klora.rules import RULES, TRANSFORMS
-from klora.settings import FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
+from klora.settings import DEFAULT_PRESET, FIRST_IN_PROMPT, SECOND_IN_PROMPT, Settings
 from tests.engine.test_settings import values_of
+from tests.published import published
 
 from .conftest import host_reads, host_writes
 
@@ -27,7 +28,7 @@ def restored(parameters: dict[str, str]) -> dict[str, object]:
 
 
 def test_what_a_reader_sees() -> None:
-    assert infotext.written(Settings(enabled=True), PAIR, None) == {
+    assert infotext.written(published(enabled=True), PAIR, None) == {
         "K-LoRA": "fox (1a2b3c4d5e) + ink (aabbccddee)",
         "K-LoRA schedule": "S",
         "K-LoRA alpha": "1.5",
@@ -42,13 +43,24 @@ def test_what_a_reader_sees() -> None:
         "K-LoRA transform": "none",
         "K-LoRA locks": "auto",
         "K-LoRA keep": "0",
-        "K-LoRA preset": "K-LoRA, balanced",
+        "K-LoRA preset": DEFAULT_PRESET,
     }
 
 
+def test_the_rule_is_written_where_it_is_the_default_too() -> None:
+    settings = Settings(enabled=True)
+    parameters = pasted(settings)
+    shaping = [one for one in Settings.declarations() if settings.shapes(one)]
+    assert {"rule", "balance", "guidance"} <= {one.name for one in shaping}
+    assert {one.name: one.parse(parameters[one.infotext_key]) for one in shaping} == {
+        one.name: one.default for one in shaping
+    }
+    assert restored(parameters) == settings.values
+
+
 def test_auto_tells_the_beta_of_the_schedule() -> None:
-    assert infotext.written(Settings(schedule="S*"), PAIR)["K-LoRA beta"] == "auto (1.3)"
-    assert infotext.written(Settings(beta="0.7"), PAIR)["K-LoRA beta"] == "0.7"
+    assert infotext.written(published(schedule="S*"), PAIR)["K-LoRA beta"] == "auto (1.3)"
+    assert infotext.written(published(beta="0.7"), PAIR)["K-LoRA beta"] == "0.7"
 
 
 def test_a_lora_without_hash_has_no_empty_brackets() -> None:
@@ -69,9 +81,9 @@ def test_a_text_without_k_lora_unticks_the_box_and_leaves_the_rest() -> None:
     assert set(values.values()) == {None}
 
 
-def test_controls_that_the_text_does_not_name_go_to_their_defaults() -> None:
+def test_controls_that_the_text_does_not_name_go_to_what_they_then_were() -> None:
     values = restored({"K-LoRA": "fox + ink", "K-LoRA alpha": "2"})
-    assert values == {**Settings(enabled=True).values, "alpha": 2.0, "preset": "none"}
+    assert values == published(enabled=True, alpha=2, preset="none").values
 
 
 def test_a_picture_of_0_1_0_comes_back_as_k_lora_as_published() -> None:

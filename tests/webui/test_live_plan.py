@@ -13,12 +13,15 @@ import pytest
 from klora.hosts.webui import live_plan
 from klora.hosts.webui.plan_data import SHARE_UNIT, plan_data, told
 from klora.planning import plan_files
-from klora.settings import Settings
+from klora.presets import BUILT_IN
+from klora.settings import Settings, shown
 from tests.engine.lora_files import write_lora
+from tests.published import published
 
 from .conftest import FakeHost
 
 PAIR = "<lora:fox:1> <lora:Ink Wash:0.8>"
+STRONG = next(one for one in BUILT_IN if one.name == "Strong style")
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def shares_in(data: dict[str, Any]) -> np.ndarray:
 def test_the_page_gets_the_plan_that_the_command_line_makes(
     on_disk: FakeHost, tmp_path: Path, rule: str
 ) -> None:
-    settings = Settings(enabled=True, rule=rule, balance=0.2)
+    settings = published(enabled=True, rule=rule, balance=0.2)
     answer = ask(settings)
     plan = plan_files(tmp_path / "fox.safetensors", tmp_path / "ink.safetensors", settings, 8)
     assert answer["key"] == "k1"
@@ -56,22 +59,27 @@ def test_the_page_gets_the_plan_that_the_command_line_makes(
 
 
 def test_shares_beyond_what_is_sent_are_cut_and_not_turned_over(on_disk: FakeHost, tmp_path: Path) -> None:
-    settings = Settings(rule="weights", content_from=10, content_to=-10)
+    settings = published(rule="weights", content_from=10, content_to=-10)
     plan = plan_files(tmp_path / "fox.safetensors", tmp_path / "ink.safetensors", settings, 8)
     plan.shares[0, 0, 0] = 1000
     assert shares_in(plan_data(plan, settings))[0, 0, 0] == pytest.approx(32.767)
 
 
 def test_the_plan_says_whose_and_what_it_is(on_disk: FakeHost) -> None:
-    answer = ask(Settings(enabled=True, alpha=2, balance=0.4))["plan"]
+    answer = ask(published(enabled=True, alpha=2, balance=0.4))["plan"]
     assert answer["loras"] == ["fox", "ink"]
     assert ["Alpha", "2"] in answer["settings"]
     assert answer["preset"] == "none"
-    assert ask(Settings(enabled=True, balance=0.4, preset="Strong style"))["plan"]["preset"] == "Strong style"
+    assert (
+        ask(Settings(enabled=True, **STRONG.complete(), preset=STRONG.name))["plan"]["preset"] == STRONG.name
+    )
 
 
 def test_what_is_told_begins_with_rule_and_balance() -> None:
-    assert told(Settings()) == [("Rule", Settings().rule), ("Balance", "0")]
+    first = [Settings.declaration(name) for name in ("rule", "balance")]
+    assert [one.label for one in first] == ["Rule", "Balance"]
+    assert told(Settings()) == [(one.label, shown(one, one.default)) for one in first]
+    assert told(published())[:2] == [("Rule", "K-LoRA"), ("Balance", "0")]
 
 
 def test_windows_and_a_tag_in_the_prompt_count(on_disk: FakeHost) -> None:

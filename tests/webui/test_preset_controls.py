@@ -12,9 +12,12 @@ import pytest
 from klora.errors import SettingsError
 from klora.hosts.webui import infotext, preset_controls, preset_shelf
 from klora.hosts.webui.job import wanted_settings
+from klora.presets import BUILT_IN
 from klora.settings import NO_PRESET, Settings
 
 from .conftest import FakeHost
+
+STRONG = next(one for one in BUILT_IN if one.name == "Strong style")
 
 
 def arguments(settings: Settings) -> list[Any]:
@@ -71,7 +74,7 @@ def job_settings(*told: object) -> Settings:
 
 
 def test_a_preset_named_by_the_api_brings_its_values_and_others_win(host: FakeHost) -> None:
-    assert job_settings({"preset": "strong style"}).balance == 0.4
+    assert job_settings({"preset": "strong style"}).balance == STRONG.complete()["balance"] > 0.1
     told = job_settings({"preset": "Strong style", "balance": 0.1})
     assert (told.balance, told.preset) == (0.1, NO_PRESET)
     with pytest.raises(SettingsError, match="no preset 'gone'"):
@@ -79,9 +82,11 @@ def test_a_preset_named_by_the_api_brings_its_values_and_others_win(host: FakeHo
 
 
 def test_the_infotext_names_a_preset_only_where_its_values_are_used(host: FakeHost) -> None:
-    page = Settings(enabled=True, balance=0.4, preset="Strong style")
+    page = Settings(enabled=True, **STRONG.complete(), preset=STRONG.name)
     key = Settings.declaration("preset").infotext_key
     assert infotext.written(job_settings(*arguments(page)), None)[key] == "Strong style"
-    assert key not in infotext.written(job_settings(*arguments(page.replace(balance=0.5))), None)
+    assert key not in infotext.written(
+        job_settings(*arguments(page.replace(balance=page.balance + 0.1))), None
+    )
     assert key not in infotext.written(job_settings(*arguments(page.replace(preset="gone"))), None)
     assert infotext.restored(Settings.declaration("preset"), {"K-LoRA": "a + b"}) == NO_PRESET

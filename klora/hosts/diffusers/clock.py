@@ -75,6 +75,14 @@ def first_conditional_row(pipe: Any, batch: int) -> int | None:
     return batch // 2 if is_known and batch % 2 == 0 else None
 
 
+def has_known_negative_side(pipe: Any) -> bool:
+    """Whether `first_conditional_row` can be told of this kind of pipeline; asked before a sampling, when a
+    pipeline does not know its own guidance yet."""
+    tells = isinstance(getattr(type(pipe), "do_classifier_free_guidance", None), property)
+    is_batching = type(denoiser_of(pipe)).__name__ in _BATCHING
+    return tells and is_batching and not hasattr(pipe, "image_guidance_scale")
+
+
 def _guidance_scale(pipe: Any) -> float | None:
     """g, or ``None`` where the pipeline runs no unconditional pass."""
     if not getattr(pipe, "do_classifier_free_guidance", False):

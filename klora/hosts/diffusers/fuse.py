@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from klora.files import LoraFile, read_lora
 from klora.hosts.diffusers.calibration import Calibrated
-from klora.hosts.diffusers.clock import clock
+from klora.hosts.diffusers.clock import clock, has_known_negative_side
 from klora.hosts.diffusers.seam import PipelineSeam, WeightedFile
 from klora.planning import Cast, Member, check_base_models, rewritten
+from klora.rules import BOTH, GUIDANCE
 from klora.schedule import ALWAYS, Window
 from klora.schedule.window_text import read_window
 from klora.settings import Settings
@@ -72,6 +73,7 @@ def fuse(
     """
     if not isinstance(settings, Settings):
         settings = Settings.from_mapping(settings or {})
+    settings = _with_a_known_negative_side(pipe, settings)
     pair = (
         TimedLora(content, settings.content_weight, content_window),
         TimedLora(style, settings.style_weight, style_window),
@@ -121,6 +123,20 @@ def _applied(
         calibrated = Calibrated(pipe, seam, fusion, (files[0], files[1]), calibrate_with)
     with fusion.sampling(), clock(pipe, fusion, seam.branches.rows, calibrated):
         yield fusion
+
+
+def _with_a_known_negative_side(pipe: Any, settings: Settings) -> Settings:
+    """The default of the negative side gives way to ``both`` where a pipeline's is not known; a value that
+    somebody chose is refused there instead."""
+    if settings.guidance in (BOTH, GUIDANCE.default) and not has_known_negative_side(pipe):
+        if settings.guidance != BOTH:
+            warnings.warn(
+                f"K-LoRA does not know the negative side of the guidance in {type(pipe).__name__}; both "
+                "LoRAs act on it, as with guidance set to both.",
+                stacklevel=4,
+            )
+        return settings.replace(guidance=BOTH)
+    return settings
 
 
 def _say_what_is_left_out(file: LoraFile) -> None:

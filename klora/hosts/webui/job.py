@@ -24,7 +24,7 @@ from klora.hosts.webui.progress import with_progress
 from klora.hosts.webui.roles import Roles, assign, tags_in
 from klora.hosts.which import this_host
 from klora.planning import Cast, Member, Planner
-from klora.rules import BOTH
+from klora.rules import BOTH, GUIDANCE
 from klora.schedule import ALWAYS, Plan
 from klora.settings import Settings
 from klora.weights import Fusion, Seam, prepare
@@ -358,8 +358,8 @@ def _involved(tags: Iterable[str], roles: Roles, names: Mapping[str, str]) -> li
 
 
 def _note_of_guidance(settings: Settings, p: Any) -> str | None:
-    """Said where the setting has no effect; the picture is the same as with ``both``."""
-    if settings.guidance == BOTH or float(getattr(p, "cfg_scale", 1)) > 1:
+    """Said where a setting that somebody chose has no effect; the picture is the same as with ``both``."""
+    if settings.guidance in (BOTH, GUIDANCE.default) or float(getattr(p, "cfg_scale", 1)) > 1:
         return None
     return "Negative side has no effect at a CFG scale of 1"
 
