@@ -30,12 +30,13 @@ GUIDANCE = Setting(
     "guidance",
     "text",
     "Negative side",
-    BOTH,
+    NONE,
     "Which LoRAs of the pair also act on the negative side of the guidance (CFG). both: as every WebUI does. "
     "content: the content alone, so the style is drawn towards more strongly. none: neither. A number from 1 "
     "on: how strongly the style counts whatever the CFG scale is; 1 is both.",
     scope="rule",
     check=_normal,
+    before=BOTH,
     advanced=True,
 )
 

@@ -39,6 +39,7 @@ CONTEST = {
     "gamma": st.sampled_from(["paper", "published", "off"]),
     "keep": st.floats(0, 1),
     "tau": st.floats(0.05, 10),
+    "head_start": st.floats(0.1, 20),
     "similarity": st.floats(0, 1),
     "turn": st.integers(1, 7).map(float),
     "until": st.floats(0, 1),
@@ -87,9 +88,21 @@ def test_smooth(scores: Scores, values: dict[str, object], balance: float, at: t
     told = {**values, "balance": balance}
     t = slow.progress(*at)
     off_the_jump(values, t)
-    expected = [slow.smooth(one, values["tau"]) for one in slow.k_lora_sides(slow_layers(scores), told, t)]
+    sides = slow.k_lora_sides(slow_layers(scores), told, t)
+    expected = [slow.smooth(one, values["tau"], values["head_start"]) for one in sides]
     found = engine_shares(scores, published(rule="smooth", **told), *at)
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(random_scores(), values_of, moments)
+def test_a_head_start_of_4_is_a_balance_of_minus_0_6(
+    scores: Scores, values: dict[str, object], at: tuple[int, int]
+) -> None:
+    off_the_jump(values, slow.progress(*at))
+    ahead = engine_shares(scores, published(rule="smooth", **{**values, "head_start": 4}), *at)
+    told = {**values, "head_start": 1, "balance": -0.6}
+    assert np.allclose(ahead, engine_shares(scores, published(rule="smooth", **told), *at), atol=1e-9)
 
 
 @quick

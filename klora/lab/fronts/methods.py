@@ -30,6 +30,7 @@ FIXED: Mapping[str, object] = {
     "other_layers": "both",
     "keep": 0.0,
     "tau": 1.0,
+    "head_start": 1.0,
     "content_from": 1.0,
     "content_to": 1.0,
     "style_from": 1.0,
