@@ -99,7 +99,7 @@ STYLE_BUILDS: dict[str, Build] = {
     "engraving": Build(8, 8, WHOLE, 8, steps=400, rate=2e-3, dropout=_DROPOUT),
     "poster": Build(16, 8, WHOLE, 6, steps=350, rate=2e-3, dropout=_DROPOUT),
     "porcelain": Build(8, 16, WHOLE, 8, steps=900, rate=1e-3, dropout=_DROPOUT),
-    "halftone": Build(8, 8, WHOLE, 8, steps=350, rate=2e-3, dropout=_DROPOUT),
+    "halftone": Build(16, 8, WHOLE, 8, steps=750, rate=2e-3, dropout=_DROPOUT),
     "cutout": Build(8, 8, WHOLE, 8, steps=350, rate=2e-3, dropout=_DROPOUT),
 }
 """The forms of the styles' LoRAs; how soon a style is learnt differs much. Two styles have none."""
