@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
-from klora.lab.fronts import methods, prediction, report
+from klora.lab.fronts import methods, prediction, report, worlds
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
@@ -54,6 +54,12 @@ def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
     parser.add_argument(
         "--predict", action="store_true", help="tell outcomes from files: scores of both halves must be made"
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="draw the reports of both worlds in it, make nothing",
+    )
     parser.add_argument("--list", action="store_true", help="list the study's methods and make nothing")
 
 
@@ -61,6 +67,9 @@ def run(chosen: Namespace) -> int:
     """Make what is missing and report; balances are chosen on the development half."""
     if chosen.list:
         print("\n".join(methods.study()))
+        return 0
+    if chosen.picture is not None:
+        worlds.picture([_stem(chosen, world).with_suffix(".json") for world in WORLDS], chosen.picture)
         return 0
     for name in ("seeds", "steps", "workers"):
         if getattr(chosen, name) < 1:
@@ -77,10 +86,16 @@ def run(chosen: Namespace) -> int:
     references = [name for name in (choice.added, *methods.PUBLISHED.values()) if name in there]
     made = report.rows(fronts, choice.balances, references)
     title = f"{chosen.world.capitalize()}, {chosen.half} half, guidance {chosen.guidance_scale:g}"
-    stem = chosen.out / f"{chosen.world}-{chosen.half}-{chosen.guidance_scale:g}"
     print(report.table(made))
-    print("written: " + ", ".join(map(str, report.write(made, fronts, references, title, stem))))
+    written = report.write(made, fronts, references, title, _stem(chosen, chosen.world))
+    print("written: " + ", ".join(map(str, written)))
     return 0
+
+
+def _stem(chosen: Namespace, world: str) -> Path:
+    """Where the report of a world lies, without its ending."""
+    folder: Path = chosen.out
+    return folder / f"{world}-{chosen.half}-{chosen.guidance_scale:g}"
 
 
 def _study(chosen: Namespace, half: str) -> Study:

@@ -167,15 +167,22 @@ def picture(fronts: Mapping[str, Front], balances: Mapping[str, float], path: Pa
 
     drawn = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = drawn.subplots()
-    for label, front in fronts.items():
-        style, identity = front.mean("style"), front.mean("identity")
-        (line,) = axes.plot(style, identity, marker=".", label=label)
+    for number, (label, front) in enumerate(fronts.items()):
         place = front.balances.index(balances[front.method])
-        axes.plot(style[place], identity[place], "o", ms=11, mfc="none", mec=line.get_color(), mew=1.6)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="style right", ylabel="subject right", title=title)
-    axes.grid(alpha=0.3)
+        draw_front(axes, front.mean("style"), front.mean("identity"), place, label, f"C{number}")
+    axes.set(ylabel="subject right", title=title)
     axes.legend(fontsize=8)
     drawn.savefig(path, dpi=110)
+
+
+def draw_front(
+    axes: Any, style: Sequence[float], identity: Sequence[float], place: int, label: str, colour: str
+) -> None:
+    """One front on matplotlib's axes; a ring marks the point at ``place``."""
+    axes.plot(style, identity, marker=".", label=label, color=colour)
+    axes.plot(style[place], identity[place], "o", ms=11, mfc="none", mec=colour, mew=1.6)
+    axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03), xlabel="style right")
+    axes.grid(alpha=0.3)
 
 
 def write(
