@@ -24,50 +24,26 @@ TAU = Setting(
     slider=(0.1, 3, 0.1),
 )
 
-HEAD_START = Setting(
-    "head_start",
-    "number",
-    "Head start",
-    4.0,
-    "How many times the content's side of the contest counts, so that the subject is there before the style "
-    "takes over. 1: both alike, as in K-LoRA.",
-    scope="rule",
-    minimum=0.01,
-    maximum=100,
-    slider=(0.5, 10, 0.5),
-    before=1.0,
-    advanced=True,
-)
-
 
 class Smooth(KLora):
-    """p = sigmoid(ln(h * S_c / (gamma * S_s * S(t))) / tau); content min(1, 2p), style min(1, 2(1 - p)).
-
-    h is the head start. At 4 a balance of 0 gives what a balance of -0.6 gives without it, because balance
-    multiplies the style's side; so 0 stays the middle of the balance where the subject needs more.
-    """
+    """p = sigmoid(ln(S_c / (gamma * S_s * S(t))) / tau); content min(1, 2p), style min(1, 2(1 - p))."""
 
     name = "smooth"
     help = "K-LoRA's contest without an edge: the more clearly a LoRA wins a layer, the less the other keeps."
     source = "this project: the sigmoid of K-LoRA's contest"
-    settings: ClassVar[tuple[Setting, ...]] = (
-        *(one for one in KLora.settings if one.name != "keep"),
-        TAU,
-        HEAD_START,
-    )
+    settings: ClassVar[tuple[Setting, ...]] = (*(one for one in KLora.settings if one.name != "keep"), TAU)
 
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """Both 1 where the contest is even."""
-        content = contest.number("head_start") * contest.scores.content(TOP_K_SUM)
-        side = self.styles_side(contest, moment)
-        p = _content_probability(content, side, contest.number("tau"))
+        content, side = contest.scores.content(TOP_K_SUM), self.styles_side(contest, moment)
+        p = content_probability(content, side, contest.number("tau"))
         return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
 
 
 RULE: Rule = Smooth()
 
 
-def _content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:
+def content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:
     """The sigmoid, ``[layers]``; half where both sides are zero."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lead = (np.log(content) - np.log(style_side)) / tau

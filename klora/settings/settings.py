@@ -125,7 +125,7 @@ _OWN: tuple[Setting, ...] = (
         scope="job",
         advanced=True,
     ),
-    _part("rule", "Rule", "smooth", "What decides how much of each LoRA a layer gets.", before="K-LoRA"),
+    _part("rule", "Rule", "steady", "What decides how much of each LoRA a layer gets.", before="K-LoRA"),
     Setting(
         "balance",
         "number",

@@ -85,9 +85,9 @@ def winner_takes(sides: Pair, keep: float, balance: float) -> Pair:
     return keep * (1 - max(balance, 0)), 1.0
 
 
-def smooth(sides: Pair, tau: float, head_start: float) -> Pair:
-    """p = sigmoid(ln(head start * S_c / style's side) / tau); (min(1, 2p), min(1, 2(1 - p)))."""
-    content, style = sides[0] * head_start, sides[1]
+def smooth(sides: Pair, tau: float) -> Pair:
+    """p = sigmoid(ln(S_c / style's side) / tau); (min(1, 2p), min(1, 2(1 - p)))."""
+    content, style = sides
     if math.isinf(style):
         p = 0.0
     elif style == 0:

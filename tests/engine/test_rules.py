@@ -88,9 +88,19 @@ def test_smooth(scores: Scores, values: dict[str, object], balance: float, at: t
     told = {**values, "balance": balance}
     t = slow.progress(*at)
     off_the_jump(values, t)
-    sides = slow.k_lora_sides(slow_layers(scores), told, t)
-    expected = [slow.smooth(one, values["tau"], values["head_start"]) for one in sides]
+    expected = [slow.smooth(one, values["tau"]) for one in slow.k_lora_sides(slow_layers(scores), told, t)]
     found = engine_shares(scores, published(rule="smooth", **told), *at)
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(random_scores(), values_of, balances, moments)
+def test_steady(scores: Scores, values: dict[str, object], balance: float, at: tuple[int, int]) -> None:
+    without_time = {**values, "balance": balance, "schedule": "S", "alpha": 0.0, "beta": "1"}
+    sides = slow.k_lora_sides(slow_layers(scores), without_time, 0.0)
+    ahead = [(content * values["head_start"], style) for content, style in sides]
+    expected = [slow.smooth(one, values["tau"]) for one in ahead]
+    found = engine_shares(scores, published(rule="steady", **{**values, "balance": balance}), *at)
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -99,10 +109,9 @@ def test_smooth(scores: Scores, values: dict[str, object], balance: float, at: t
 def test_a_head_start_of_4_is_a_balance_of_minus_0_6(
     scores: Scores, values: dict[str, object], at: tuple[int, int]
 ) -> None:
-    off_the_jump(values, slow.progress(*at))
-    ahead = engine_shares(scores, published(rule="smooth", **{**values, "head_start": 4}), *at)
+    ahead = engine_shares(scores, published(rule="steady", **{**values, "head_start": 4}), *at)
     told = {**values, "head_start": 1, "balance": -0.6}
-    assert np.allclose(ahead, engine_shares(scores, published(rule="smooth", **told), *at), atol=1e-9)
+    assert np.allclose(ahead, engine_shares(scores, published(rule="steady", **told), *at), atol=1e-9)
 
 
 @quick
