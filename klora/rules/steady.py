@@ -37,10 +37,7 @@ class Steady(KLora):
     """
 
     name = "steady"
-    help = (
-        "K-LoRA's contest once for all steps and without an edge: the more clearly a LoRA wins a layer, the "
-        "less the other keeps. It costs nothing while sampling."
-    )
+    help = "The same contest, decided once for all steps, so that it costs nothing while sampling."
     source = "this project: the sigmoid of K-LoRA's contest, without its schedule"
     settings: ClassVar[tuple[Setting, ...]] = (
         shared.TOP_K,
