@@ -191,6 +191,10 @@ def _named(judges: Judges, drawings: Drawings, drawn: Tensor) -> tuple[float, fl
     return float(kind.float().mean()), float(identity.float().mean())
 
 
+EVERY_STYLE = "in every style"
+"""Recorded beside the styles in which samples are judged: things are hard to see in some of the others."""
+
+
 def accuracies(judges: Judges, cache: Path, autoencoder: nn.Module) -> dict[str, float]:
     """Accuracy of the judges on drawings that they did not learn from, as they are and through the
     autoencoder."""
@@ -213,4 +217,5 @@ def accuracies(judges: Judges, cache: Path, autoencoder: nn.Module) -> dict[str,
         for name, drawings in (("identity", own), ("identity, what could be mistaken", mistakable)):
             asked = drawings.where(in_judged_styles(drawings))
             found[f"{name}, {view}"] = _named(judges, asked, seen(asked))[1]
+            found[f"{name}, {view}, {EVERY_STYLE}"] = _named(judges, drawings, seen(drawings))[1]
     return found
