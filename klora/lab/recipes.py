@@ -95,12 +95,12 @@ STRANGER_BUILDS: tuple[Build, ...] = (
 
 _DROPOUT = 0.3
 STYLE_BUILDS: dict[str, Build] = {
-    "riso": Build(8, 8, WHOLE, 8, steps=600, rate=2e-3, dropout=_DROPOUT),
+    "riso": Build(8, 8, WHOLE, 8, steps=1150, rate=2e-3, dropout=_DROPOUT),
     "engraving": Build(8, 8, WHOLE, 8, steps=400, rate=2e-3, dropout=_DROPOUT),
     "poster": Build(16, 8, WHOLE, 6, steps=350, rate=2e-3, dropout=_DROPOUT),
     "porcelain": Build(8, 16, WHOLE, 8, steps=900, rate=1e-3, dropout=_DROPOUT),
     "halftone": Build(16, 8, WHOLE, 8, steps=750, rate=2e-3, dropout=_DROPOUT),
-    "cutout": Build(8, 8, WHOLE, 8, steps=350, rate=2e-3, dropout=_DROPOUT),
+    "cutout": Build(8, 8, WHOLE, 8, steps=525, rate=2e-3, dropout=_DROPOUT),
 }
 """The forms of the styles' LoRAs; how soon a style is learnt differs much. Two styles have none."""
 
