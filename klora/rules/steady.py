@@ -18,7 +18,7 @@ HEAD_START = Setting(
     "head_start",
     "number",
     "Head start",
-    4.0,
+    2.0,
     "How many times the content's side of the contest counts. 1: both alike; more: the style takes over only "
     "layers where it is clearly the stronger.",
     scope="rule",
@@ -32,8 +32,8 @@ HEAD_START = Setting(
 class Steady(KLora):
     """p = sigmoid(ln(h * S_c / (gamma * S_s)) / tau); content min(1, 2p), style min(1, 2(1 - p)).
 
-    h is the head start. At 4 a balance of 0 gives what a balance of -0.6 gives without it, because balance
-    multiplies the style's side: so the middle of the balance is what most pairs need.
+    h is the head start. At 2 a balance of 0 gives what a balance of -1/3 gives without it, because balance
+    multiplies the style's side: so the middle of the balance is what did best (docs/choices.md).
     """
 
     name = "steady"

@@ -162,7 +162,7 @@ def test_both_worlds_are_drawn_from_their_reports(tmp_path: Path) -> None:
 
 def test_what_is_drawn_as_the_default_is_the_default() -> None:
     name = next(method for method, label in worlds.SHOWN.items() if label.startswith(BALANCED.name))
-    drawn = methods.method(f"{name} head_start=4").at(0)
+    drawn = methods.method(name).at(0)
     default = Settings()
     assert {one.name: drawn.values[one.name] for one in rule_settings() if default.shapes(one)} == {
         one.name: default.values[one.name] for one in rule_settings() if default.shapes(one)

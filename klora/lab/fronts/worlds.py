@@ -11,7 +11,7 @@ from klora.errors import KloraError
 from klora.lab.fronts.report import draw_front
 
 SHOWN: dict[str, str] = {
-    "smooth guidance=none": "K-LoRA, balanced: what a new user has",
+    "steady head_start=2 guidance=none": "K-LoRA, balanced: what a new user has",
     "weights guidance=none": "added, but not on the negative side",
     "weights": "added",
     "K-LoRA": "K-LoRA S (published at balance 0)",
