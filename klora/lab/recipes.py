@@ -118,6 +118,11 @@ MET: tuple[str, ...] = tuple(
 """The known kinds that some pair, lesson or trial is about."""
 
 
+def styles_of(half: str) -> list[str]:
+    """The styles of a half that have a LoRA."""
+    return [style.name for style in STYLES_OF_HALF[half] if style.name in STYLE_BUILDS]
+
+
 def _individual(half: str, one: Individual, build: Build) -> Recipe:
     form = OWN_BUILDS.get(one.name, build)
     return Recipe(f"content-{one.name}", INDIVIDUAL, half, one.name, one.words, form, CONTENT_BATCH)
@@ -134,8 +139,7 @@ def _style(half: str, name: str, build: Build) -> Recipe:
 def _recipes() -> list[Recipe]:
     made = []
     for half in INDIVIDUALS:
-        styles = [style.name for style in STYLES_OF_HALF[half] if style.name in STYLE_BUILDS]
-        made += [_style(half, name, STYLE_BUILDS[name]) for name in styles]
+        made += [_style(half, name, STYLE_BUILDS[name]) for name in styles_of(half)]
         people = zip(INDIVIDUALS[half], CONTENT_BUILDS, strict=True)
         made += [_individual(half, one, build) for one, build in people]
         strangers = zip(STRANGERS[half], STRANGER_BUILDS, strict=True)

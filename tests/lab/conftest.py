@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
 
@@ -14,8 +13,7 @@ for module in ("diffusers", "transformers", "PIL", "scipy"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
 from klora.lab import checkpoint, judges, lora_files, model, truth  # noqa: E402
-from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe  # noqa: E402
-from klora.lab.world.styles import STYLES_OF_HALF  # noqa: E402
+from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe, styles_of  # noqa: E402
 
 BEAR, ENGRAVING = RECIPES["content-bear-top-hat"], RECIPES["style-engraving"]
 
@@ -51,22 +49,12 @@ def random_lora(recipe: Recipe, denoiser: torch.nn.Module, folder: Path) -> Path
 
 def write_truth(path: Path, columns: dict[str, list[str]]) -> None:
     """A picture of true drawings, each of one grey of its own."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    rows = [
-        np.concatenate(
-            [
-                np.full((model.SIZE, model.SIZE, 3), zlib.crc32(f"{name} {style}".encode()) % 256, np.uint8)
-                for style in styles
-            ],
-            axis=1,
-        )
+    grey = {
+        name: [zlib.crc32(f"{name} {style}".encode()) % 256 for style in styles]
         for name, styles in columns.items()
-    ]
-    metadata = PngInfo()
-    metadata.add_text("klora-truth", json.dumps(columns))
-    Image.fromarray(np.concatenate(rows)).save(path, pnginfo=metadata)
+    }
+    rows = [[np.full((model.SIZE, model.SIZE, 3), one, np.uint8) for one in row] for row in grey.values()]
+    truth.save(path, columns, rows)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +68,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for recipe in SHIPPED:
         random_lora(recipe, built.denoiser, folder / "loras")
     contents = [one for one in SHIPPED if one.kind != STYLE]
-    columns = {one.name: [style.name for style in STYLES_OF_HALF[one.half]] for one in contents}
+    columns = {one.name: styles_of(one.half) for one in contents}
     write_truth(folder / truth.NAME, columns)
     return folder

@@ -24,10 +24,10 @@ from klora.lab.fronts.glance import CONTENT_ALONE, STYLE_ALONE, TRUE  # noqa: E4
 from klora.lab.lora_files import steps_of  # noqa: E402
 from klora.lab.model import to_signed  # noqa: E402
 from klora.lab.pairs import HALVES  # noqa: E402
-from klora.lab.recipes import RECIPES, STYLE  # noqa: E402
+from klora.lab.recipes import RECIPES, STYLE, styles_of  # noqa: E402
 from klora.lab.training.distortion import distort  # noqa: E402
 from klora.lab.world import icons  # noqa: E402
-from klora.lab.world.styles import CONTENT_STYLE, STYLE_NAMES, STYLES_OF_HALF  # noqa: E402
+from klora.lab.world.styles import CONTENT_STYLE, STYLE_NAMES  # noqa: E402
 
 CONTENTS = [one for one in RECIPES.values() if one.kind != STYLE]
 
@@ -69,7 +69,7 @@ def test_loras_are_built_as_their_recipes_say() -> None:
 
 
 def _styles(half: str) -> list[str]:
-    return [CONTENT_STYLE, *(style.name for style in STYLES_OF_HALF[half])]
+    return [CONTENT_STYLE, *styles_of(half)]
 
 
 def test_the_true_drawings_are_those_of_the_world() -> None:
