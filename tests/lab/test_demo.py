@@ -61,7 +61,7 @@ def test_subjects_styles_and_seeds_of_ones_own(weights: Path) -> None:
     assert {picture.shape for picture in rows[0].pictures.values()} == {(3, 128, 128)}
     assert not rows[0].pictures["your settings"].equal(rows[1].pictures["your settings"])
     assert rows[0].pictures[glance.TRUE].equal(rows[1].pictures[glance.TRUE])
-    plan = demo.plan_of(pairs[0], Settings(schedule="S*"), 3)
+    plan = demo.plan_of(pairs[0], Settings(balance=0.5), 3)
     assert plan.steps == 3
     assert plan.shares.tolist() != demo.plan_of(pairs[0], Settings(), 3).shares.tolist()
 

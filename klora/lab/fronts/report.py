@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from klora.lab.fronts.methods import ADDED, PLAINLY_ADDED, PUBLISHED
+from klora.lab.fronts.methods import ADDED, AS_DEFAULT, PLAINLY_ADDED, PUBLISHED
 from klora.lab.fronts.statistics import (
     Estimate,
     Front,
@@ -20,6 +20,8 @@ from klora.lab.fronts.statistics import (
 )
 
 AT_BALANCE: tuple[str, ...] = ("harmonic", "both", "identity", "style", "kind", "distance")
+_LABELS = {**AS_DEFAULT, **PLAINLY_ADDED, **PUBLISHED}
+"""Methods that are also shown at balance 0, and what they are called there."""
 COMPARED: tuple[str, ...] = ("area", "harmonic", "both", "distance")
 
 
@@ -40,13 +42,12 @@ def chosen_balances(fronts: Sequence[Front]) -> dict[str, float]:
 
 def with_originals(fronts: Sequence[Front]) -> list[Front]:
     """The fronts, and once more those that are also shown as they are published, under their labels."""
-    labels = {**PLAINLY_ADDED, **PUBLISHED}
-    return [*fronts, *(replace(one, method=labels[one.method]) for one in fronts if one.method in labels)]
+    return [*fronts, *(replace(one, method=_LABELS[one.method]) for one in fronts if one.method in _LABELS)]
 
 
 def with_zeros(balances: Mapping[str, float]) -> dict[str, float]:
     """Chosen balances, and 0 for what is shown as it is published."""
-    return {**balances, **dict.fromkeys((*PLAINLY_ADDED.values(), *PUBLISHED.values()), 0.0)}
+    return {**balances, **dict.fromkeys(_LABELS.values(), 0.0)}
 
 
 def best_added(fronts: Sequence[Front], balances: Mapping[str, float]) -> str | None:

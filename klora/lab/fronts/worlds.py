@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from klora.errors import KloraError
+from klora.lab.fronts.methods import DEFAULT
 from klora.lab.fronts.report import draw_front
 
 SHOWN: dict[str, str] = {
-    "steady head_start=2 guidance=none": "K-LoRA, balanced: what a new user has",
+    DEFAULT: "K-LoRA, balanced: what a new user has",
     "weights guidance=none": "added, but not on the negative side",
     "weights": "added",
     "K-LoRA": "K-LoRA S (published at balance 0)",
