@@ -71,8 +71,8 @@ _OWN: tuple[Setting, ...] = (
         "flag",
         "K-LoRA",
         False,
-        "Fuse a subject LoRA and a style LoRA: in each attention layer, a contest decides how much of each is "
-        "applied.",
+        "Fuse a subject LoRA and a style LoRA: in each attention layer, a contest decides how much of each "
+        "is applied.",
         scope="job",
     ),
     Setting(

@@ -265,7 +265,8 @@ def test_the_style_counts_e_times_whatever_the_guidance_is(g: float, e: float) -
 
 
 @pytest.mark.parametrize(
-    ("guidance", "counts"), [("both", (1, 1)), ("content", (1, 7)), ("none", (7, 7)), ("1", (1, 1))]
+    ("guidance", "counts"),
+    [("both", (1, 1)), ("content", (1, 7)), ("none", (7, 7)), ("1", (1, 1)), ("4x", (4, 4)), ("9x", (7, 7))],
 )
 def test_words_of_guidance(guidance: str, counts: tuple[float, float]) -> None:
     unconditional = unconditional_factors(guidance, 7.0) or (1.0, 1.0)

@@ -151,7 +151,7 @@ PUBLISHED: dict[str, str] = {
     "K-LoRA schedule=S*": "K-LoRA S* as published",
 }
 """Methods that stand beside themselves under a label, at balance 0, as their authors have them."""
-DEFAULT = "steady head_start=2 guidance=none"
+DEFAULT = "steady head_start=2 guidance=4x"
 AS_DEFAULT = {DEFAULT: "K-LoRA, balanced"}
 """What a new user has, likewise."""
 PLAINLY_ADDED = {"weights": "added 1 + 1"}
