@@ -1,4 +1,4 @@
-"""``python -m klora demo``: a subject LoRA and a style LoRA of the lab, put together in every way."""
+"""``python -m klora demo``: subjects and styles of the lab, put together in every way, at one glance."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from klora.commands import plan
 from klora.errors import KloraError, SettingsError
 
 #: Module -> what pip calls it; all are in the extra "lab".
-NEEDED = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow"}
+NEEDED = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow", "scipy": "scipy"}
 MOST_SEEDS = 16
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments; the options of the rule are those of ``plan``."""
-    parser.add_argument("--content", metavar="NAME", help="the subject's LoRA (default: frog)")
-    parser.add_argument("--style", metavar="NAME", help="the style's LoRA (default: riso)")
+    parser.add_argument(
+        "--content", metavar="NAME", nargs="+", default=[], help="subjects (default: the first three)"
+    )
+    parser.add_argument(
+        "--style", metavar="NAME", nargs="+", default=[], help="styles (default: the first two)"
+    )
+    parser.add_argument(
+        "--hard", action="store_true", help="subjects that the model does not know even by kind"
+    )
     parser.add_argument("--list", action="store_true", help="list the LoRAs and make nothing")
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: both trigger words)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first row (default: 0)")
-    parser.add_argument("--seeds", type=int, default=4, help="rows, each with the next seed (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of each pair's first row (default: 0)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="rows of each pair, each with the next seed (default: 1)"
+    )
     parser.add_argument("--steps", type=int, default=20, help="number of sampling steps (default: 20)")
     parser.add_argument(
         "--out", default="klora-out", metavar="FOLDER", help="where to write (default: klora-out)"
@@ -42,17 +51,17 @@ def run(arguments: Namespace) -> int:
 
     weights = arguments.weights or demo.WEIGHTS
     if arguments.list:
-        for role in ("content", "style"):
-            print(f"{role}: {', '.join(demo.names(role, weights)) or 'none'}")
+        for kind, names in demo.names(weights).items():
+            print(f"{kind}: {', '.join(names) or 'none'}")
         return 0
     demo.settle_threads()
-    pair = demo.choose_pair(arguments.content, arguments.style, weights)
+    pairs = demo.choose_pairs(arguments.content, arguments.style, weights, arguments.hard)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    made = demo.run(pair, settings, seeds, prompt=arguments.prompt, steps=arguments.steps, weights=weights)
-    places = demo.save(made, Path(arguments.out))
-    print(f"{pair.name}, prompt: {made.prompt}\n\n{demo.table(made)}\n")
-    print(f"The pictures, beside the true drawing: {places['pictures']}")
-    print(f"What wins where with {settings.schedule}: {places['plan']}")
+    rows = demo.run(pairs, settings, seeds, prompt=arguments.prompt, steps=arguments.steps, weights=weights)
+    places = demo.save(rows, demo.plan_of(pairs[0], settings, arguments.steps), Path(arguments.out))
+    print(f"{', '.join(pair.name for pair in pairs)}\n\n{demo.table(rows)}\n")
+    print(f"The pictures, beside the true drawings: {places['pictures']}")
+    print(f"What wins where in {pairs[0].name}: {places['plan']}")
     return 0
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 
 import torch
 
 from klora.errors import KloraError
-from klora.lab import checkpoint, icons, train, truth
-from klora.lab.benchmark import commands as benchmark
-from klora.lab.fronts import commands as fronts
-from klora.lab.loras import RECIPES
+from klora.lab import checkpoint
+from klora.lab.fronts import commands as benchmark
+from klora.lab.training import stages
+from klora.lab.world import icons
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -24,25 +25,23 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     learn = commands.add_parser("train", help="train from the icon sets; goes on where it stopped")
     learn.add_argument(
-        "--stage",
-        choices=[*train.STAGES, *train.EXTRA_STAGES],
-        action="append",
-        help="only this stage; repeatable",
+        "--stage", choices=list(stages.STAGES), action="append", help="only this stage; repeatable"
     )
     learn.add_argument("--cache", type=Path, default=icons.default_cache(), help="downloads and checkpoints")
     learn.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
     learn.add_argument("--threads", type=int, default=1, help="one is steadier on a busy machine")
     learn.add_argument("--minutes", type=float, default=math.inf, help="stop each training after this time")
-    learn.add_argument("--steps", type=int, help="steps of the base training, or of the stage 'improve'")
-    learn.add_argument("--lora", choices=list(RECIPES), action="append", help="only this LoRA; repeatable")
+    learn.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes, each of one thread, that share out the LoRAs in the stages loras and gates",
+    )
     place = commands.add_parser("install", help="copy the model into a WebUI")
     place.add_argument("webui", type=Path, help="the WebUI's folder")
     place.add_argument("--weights", type=Path, default=WEIGHTS)
-    drawn = commands.add_parser("truth", help="draw the true pictures of the held-out pairs that are shipped")
-    drawn.add_argument("--cache", type=Path, default=icons.default_cache(), help="downloads")
-    compare = commands.add_parser("benchmark", help="compare methods of fusion by pictures and figures")
+    compare = commands.add_parser("benchmark", help="compare methods of fusion over their whole balance")
     benchmark.add_arguments(compare, WEIGHTS)
-    fronts.add_arguments(commands.add_parser("fronts", help="compare methods over their whole balance"))
     return root
 
 
@@ -57,23 +56,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # for the other processes too
     if chosen.command == "install":
         print(checkpoint.install(chosen.weights, chosen.webui))
-        return 0
-    if chosen.command == "truth":
-        icons.fetch(chosen.cache)
-        print(truth.write(chosen.cache))
         return 0
     if chosen.command == "benchmark":
         torch.set_num_threads(1)
         return benchmark.run(chosen)
-    if chosen.command == "fronts":
-        torch.set_num_threads(1)
-        return fronts.run(chosen)
+    for name in ("threads", "workers"):
+        if getattr(chosen, name) < 1:
+            raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
     torch.set_num_threads(chosen.threads)
-    names = tuple(chosen.lora or RECIPES)
-    job = train.Job(chosen.cache, chosen.out, chosen.minutes, chosen.steps, names)
-    train.run(job, tuple(chosen.stage or train.STAGES))
+    job = stages.Job(chosen.cache, chosen.out, chosen.minutes, chosen.workers)
+    stages.run(job, tuple(chosen.stage or stages.STAGES))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor
 from klora.errors import KloraError
 from klora.lab import tokens
 from klora.lab.model import (
-    FIRST,
+    AUTOENCODER,
+    CONTEXT,
+    DENOISER,
     HEADS,
-    LATENT_FACTOR,
+    LATENT,
     LATENT_SCALE,
     NOISE,
+    SIZE,
+    TEXT_ENCODER,
     Model,
-    Shape,
     build_model,
 )
 
@@ -42,7 +46,7 @@ _DENOISER_ENDS = {
     "conv_out": "out.2",
 }
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_LEVELS = len(FIRST.outside)
+_LEVELS = len(AUTOENCODER["block_out_channels"])
 
 
 def _replace_start(name: str, table: dict[str, str]) -> str:
@@ -73,7 +77,7 @@ def denoiser_name(name: str) -> str:
     found = re.match(r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)", name)
     if found:
         block = int(found[1])
-        after_attention = FIRST.denoiser["up_block_types"][block].startswith("CrossAttn")
+        after_attention = DENOISER["up_block_types"][block].startswith("CrossAttn")
         return f"output_blocks.{3 * block + 2}.{2 if after_attention else 1}.conv.{found[2]}"
     return _replace_start(name, _DENOISER_ENDS)
 
@@ -121,7 +125,7 @@ def _shape_in_file(name: str, weight: Tensor) -> Tensor:
     return weight
 
 
-def export(model: Model, folder: Path, dtype: torch.dtype = torch.float16, shape: Shape = FIRST) -> Path:
+def export(model: Model, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
     """Write ``klora-lab.safetensors`` and ``klora-lab.yaml`` into a folder."""
     from safetensors.torch import save_file
 
@@ -133,26 +137,32 @@ def export(model: Model, folder: Path, dtype: torch.dtype = torch.float16, shape
     }
     path = folder / f"{NAME}.safetensors"
     save_file(weights, path, metadata={"format": "pt", "modelspec.title": "K-LoRA lab model"})
-    (folder / f"{NAME}.yaml").write_text(settings_file(shape), encoding="utf-8")
+    (folder / f"{NAME}.yaml").write_text(settings_file(), encoding="utf-8")
     return path
 
 
-def load(path: Path, shape: Shape = FIRST) -> Model:
+def load(path: Path) -> Model:
     """Read a checkpoint that `export` wrote into diffusers modules, in 32-bit floats and set to inference."""
     from safetensors.torch import load_file
 
     stored = load_file(path)
-    model = build_model(shape)
+    model = build_model()
     for name, weight in _names(model):
         if weight.is_floating_point():
             weight.copy_(stored[name].reshape(weight.shape))
     return model.eval()
 
 
-def write_text_folder(folder: Path, shape: Shape = FIRST) -> None:
+@lru_cache(maxsize=1)
+def model_of(weights: Path) -> Model:
+    """The model of a folder of weights, loaded once in each process."""
+    return load(weights / f"{NAME}.safetensors")
+
+
+def write_text_folder(folder: Path) -> None:
     """Write what ``from_pretrained`` needs to build text encoder and tokenizer without a network."""
     tokens.write_tokenizer(folder)
-    settings = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **shape.text_encoder}
+    settings = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **TEXT_ENCODER}
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
@@ -176,14 +186,13 @@ def install(weights: Path, webui: Path) -> Path:
     return target / f"{NAME}.safetensors"
 
 
-def settings_file(shape: Shape = FIRST) -> str:
+def settings_file() -> str:
     """The settings file in the original code's form: which modules to build, and how wide.
 
     The text encoder is named by its folder, relative to the WebUI's own folder, because the name that Stable
     Diffusion 1 gives stands for a text encoder of another width.
     """
-    widths, outside = shape.inside, shape.outside
-    latent = shape.size // LATENT_FACTOR
+    inside, outside = DENOISER["block_out_channels"], AUTOENCODER["block_out_channels"]
     return f"""model:
   target: ldm.models.diffusion.ddpm.LatentDiffusion
   params:
@@ -194,7 +203,7 @@ def settings_file(shape: Shape = FIRST) -> str:
     timesteps: {NOISE["num_train_timesteps"]}
     first_stage_key: jpg
     cond_stage_key: txt
-    image_size: {latent}
+    image_size: {LATENT[1]}
     channels: 4
     cond_stage_trainable: false
     conditioning_key: crossattn
@@ -203,17 +212,17 @@ def settings_file(shape: Shape = FIRST) -> str:
     unet_config:
       target: ldm.modules.diffusionmodules.openaimodel.UNetModel
       params:
-        image_size: {latent}
+        image_size: {LATENT[1]}
         in_channels: 4
         out_channels: 4
-        model_channels: {widths[0]}
+        model_channels: {inside[0]}
         attention_resolutions: [1, 2]
-        num_res_blocks: {shape.denoiser["layers_per_block"]}
-        channel_mult: {[width // widths[0] for width in widths]}
+        num_res_blocks: {DENOISER["layers_per_block"]}
+        channel_mult: {[width // inside[0] for width in inside]}
         num_heads: {HEADS}
         use_spatial_transformer: true
         transformer_depth: 1
-        context_dim: {shape.context}
+        context_dim: {CONTEXT}
         use_checkpoint: false
         legacy: false
     first_stage_config:
@@ -223,12 +232,12 @@ def settings_file(shape: Shape = FIRST) -> str:
         ddconfig:
           double_z: true
           z_channels: 4
-          resolution: {shape.size}
+          resolution: {SIZE}
           in_channels: 3
           out_ch: 3
           ch: {outside[0]}
           ch_mult: {[width // outside[0] for width in outside]}
-          num_res_blocks: {shape.autoencoder["layers_per_block"]}
+          num_res_blocks: {AUTOENCODER["layers_per_block"]}
           attn_resolutions: []
           dropout: 0.0
         lossconfig:

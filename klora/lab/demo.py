@@ -1,4 +1,4 @@
-"""The demo: one pair of the lab by every way of putting two LoRAs together, beside the true drawing."""
+"""The demo: pairs of the lab by every way of putting two LoRAs together, beside the true drawings."""
 
 from __future__ import annotations
 
@@ -10,137 +10,170 @@ import torch
 from torch import Tensor
 
 from klora.errors import KloraError
-from klora.lab import checkpoint, samples, sheets, truth
-from klora.lab.benchmark.making import Maker, Sampling, applied
-from klora.lab.benchmark.methods import Method, method
-from klora.lab.benchmark.scoring import score
-from klora.lab.distance import feature_distance
-from klora.lab.judges import Judges
-from klora.lab.loras import RECIPES
-from klora.lab.pairs import Pair, make_pair, short_name
+from klora.lab import checkpoint, judges, scoring, sheets, truth
+from klora.lab.fronts import glance
+from klora.lab.fronts.methods import Method, method
+from klora.lab.fronts.store import Sampling
+from klora.lab.pairs import HALVES, WORLDS, Pair, all_pairs
+from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe
+from klora.lab.samples import STEPS
 from klora.pictures.heat_map import save_plan
+from klora.planning import plan_files
+from klora.presets import AS_PUBLISHED, BALANCED, Preset
 from klora.schedule import Plan
 from klora.settings import Settings
 
 WEIGHTS = Path(__file__).parent / "weights"
-SCHEDULES = ("S", "S*")
-SHOWN_FIRST = {"content": "frog", "style": "riso"}
-"""The pair that is shown where none is asked for; where a file is missing, the first that is there."""
+CONTENTS, STYLES = 3, 2
+"""How many subjects and styles are shown where none are asked for: the first of the half."""
+HALF = HALVES[-1]
+"""The half that nothing was chosen on."""
+ENLARGED = 2
+MEASURED = {"identity": "subject", "style": "style", "both": "both"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What one method made: pictures [seeds, 3, 64, 64] in bytes, their scores by name, each [seeds]."""
-
-    method: Method
-    pictures: Tensor
-    scores: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Everything that a demo made; ``plan`` is that of the schedule in the settings."""
+    """One row: pictures and scores by the label of the column, the true drawing first."""
 
     pair: Pair
-    prompt: str
-    seeds: tuple[int, ...]
-    shown: list[Shown]
-    plan: Plan
+    seed: int
+    pictures: dict[str, Tensor]
+    """Each [3, 128, 128] in bytes."""
+    scores: dict[str, dict[str, float]]
 
 
-def names(kind: str, weights: Path = WEIGHTS) -> list[str]:
-    """Names of the content or style LoRAs whose files are there, in the order of their recipes."""
-    folder = weights / "loras"
-    return [
-        short_name(recipe)
-        for recipe in RECIPES.values()
-        if recipe.kind == kind and (folder / f"{recipe.name}.safetensors").exists()
-    ]
+def there(weights: Path = WEIGHTS) -> list[Recipe]:
+    """The LoRAs whose files are there, in the order of their recipes."""
+    return [one for one in RECIPES.values() if (weights / "loras" / f"{one.name}.safetensors").exists()]
 
 
-def choose_pair(content: str | None, style: str | None, weights: Path = WEIGHTS) -> Pair:
-    """The pair of these names, or of `SHOWN_FIRST`; raises `KloraError` without weights."""
-    for name in (f"{checkpoint.NAME}.safetensors", "judges.safetensors"):
+def names(weights: Path = WEIGHTS) -> dict[str, list[str]]:
+    """Names of the subjects and styles whose LoRAs are there, by kind."""
+    kinds = dict.fromkeys(one.kind for one in RECIPES.values())
+    return {kind: [one.subject for one in there(weights) if one.kind == kind] for kind in kinds}
+
+
+def check_weights(weights: Path) -> None:
+    """Raise `KloraError` if a file of the lab is missing."""
+    for name in (f"{checkpoint.NAME}.safetensors", judges.NAME, truth.NAME):
         if not (weights / name).exists():
             raise KloraError(f"{name} is not in {weights}; train the lab: python -m klora.lab train")
-    found = {kind: names(kind, weights) for kind in ("content", "style")}
-    for kind, there in found.items():
-        if not there:
-            raise KloraError(
-                f"there is no {kind} LoRA in {weights / 'loras'}; train them: "
-                "python -m klora.lab train --stage loras"
-            )
-    default = {kind: one if one in found[kind] else found[kind][0] for kind, one in SHOWN_FIRST.items()}
-    return make_pair(content or default["content"], style or default["style"], weights / "loras")
 
 
-def compared(settings: Settings) -> list[Method]:
-    """What the demo shows: each LoRA alone, both added, and K-LoRA with both schedules."""
-    fused = [
-        Method(f"K-LoRA {schedule}", settings=dict(settings.replace(schedule=schedule).values))
-        for schedule in SCHEDULES
-    ]
-    return [method("content only"), method("style only"), method("added 1+1"), *fused]
+def choose_pairs(
+    contents: Sequence[str], styles: Sequence[str], weights: Path = WEIGHTS, hard: bool = False
+) -> list[Pair]:
+    """Every named subject with every named style; where none is named, the first of their half.
+
+    ``hard`` takes strangers in place of individuals where no subject is named. Raises `KloraError` for an
+    unknown name, for subjects and styles of two halves, and where no LoRA is there.
+    """
+    check_weights(weights)
+    named = [_known(name, (INDIVIDUAL, STRANGER)) for name in contents]
+    named += [_known(name, (STYLE,)) for name in styles]
+    half = named[0].half if named else HALF
+    kind = named[0].kind if contents else STRANGER if hard else INDIVIDUAL
+    ready = [one for one in there(weights) if one.half == half]
+    shown = list(contents) or [one.subject for one in ready if one.kind == kind][:CONTENTS]
+    drawn = list(styles) or [one.subject for one in ready if one.kind == STYLE][:STYLES]
+    if not shown or not drawn:
+        raise KloraError(
+            f"there is no {STYLE if shown else kind} LoRA in {weights / 'loras'}; "
+            "train them: python -m klora.lab train --stage loras"
+        )
+    world = next(name for name, of_world in WORLDS.items() if of_world == kind)
+    return all_pairs(world, half, weights / "loras", shown, drawn)
+
+
+def _known(name: str, kinds: tuple[str, ...]) -> Recipe:
+    """The recipe of a subject or style; raises `KloraError` listing the names that there are."""
+    known = {one.subject: one for one in RECIPES.values() if one.kind in kinds}
+    if name not in known:
+        raise KloraError(f"the lab has no {' or '.join(kinds)} {name}; there are: {', '.join(known)}.")
+    return known[name]
+
+
+def _settings_of(preset: Preset) -> Settings:
+    return Settings(**preset.complete())
+
+
+def compared(settings: Settings) -> glance.Methods:
+    """What the demo shows beside each LoRA alone: both added, K-LoRA as published, and the settings.
+
+    These stand under the preset's name where they are those that a new user has.
+    """
+    own = BALANCED.name if BALANCED.is_chosen_by(settings) else "your settings"
+    shown = {
+        "added 1 + 1": method("weights").at(0),
+        f"K-LoRA as published ({AS_PUBLISHED.values['schedule']})": _settings_of(AS_PUBLISHED),
+        own: settings,
+    }
+    return {label: (Method(label, chosen), float(chosen.balance)) for label, chosen in shown.items()}
 
 
 def run(
-    pair: Pair,
+    pairs: Sequence[Pair],
     settings: Settings,
     seeds: Sequence[int],
     *,
     prompt: str | None = None,
-    steps: int = samples.STEPS,
+    steps: int = STEPS,
     weights: Path = WEIGHTS,
-) -> Demo:
-    """Make and judge all pictures."""
+) -> list[Shown]:
+    """Make and judge all pictures: a row for each pair and seed."""
     from tqdm import tqdm
 
-    maker = Maker(Sampling(weights, steps))
-    judges = Judges.load(weights / "judges.safetensors")
-    distance = feature_distance(judges)
-    said, shown, plan = prompt or pair.prompt, [], None
-    with tqdm(total=len(compared(settings)) * len(seeds), desc="pictures", unit="picture") as bar:
-        for one in compared(settings):
-            with applied(maker.pipe, pair, one) as fusion:
-                pictures = samples.generate(maker.pipe, [said] * len(seeds), seeds, steps)
-                if one.settings and one.settings["schedule"] == settings.schedule:
-                    plan = fusion.plan()
-            shown.append(Shown(one, pictures, score(judges, distance, pair, pictures)))
-            bar.update(len(seeds))
-    assert plan is not None
-    return Demo(pair, said, tuple(seeds), shown, plan)
+    sampling, methods = Sampling(weights, steps=steps), compared(settings)
+    wanted = [(pair, seed) for pair in pairs for seed in seeds]
+    return [
+        _row(sampling, pair, methods, seed, prompt) for pair, seed in tqdm(wanted, desc="rows", unit="row")
+    ]
 
 
-def save(demo: Demo, folder: Path) -> dict[str, Path]:
-    """Write the contact sheet and the picture of the plan; returns what is where."""
+def _row(sampling: Sampling, pair: Pair, methods: glance.Methods, seed: int, prompt: str | None) -> Shown:
+    pictures = glance.row(sampling, pair, methods, seed, prompt)
+    made = torch.stack(list(pictures.values()))
+    found = scoring.score(
+        judges.judges_of(sampling.weights), pair.content, pair.style.subject, made, pictures[glance.TRUE]
+    )
+    scores = {label: {name: float(found[name][at]) for name in MEASURED} for at, label in enumerate(pictures)}
+    return Shown(pair, seed, pictures, scores)
+
+
+def plan_of(pair: Pair, settings: Settings, steps: int) -> Plan:
+    """The plan of a pair with the settings, at the guidance of the pictures."""
+    return plan_files(*pair.files, settings, steps, guidance_scale=Sampling.guidance)
+
+
+def save(rows: Sequence[Shown], plan: Plan, folder: Path) -> dict[str, Path]:
+    """Write the contact sheet, and the picture of the first pair's plan; returns what is where."""
     folder.mkdir(parents=True, exist_ok=True)
-    true = truth.drawing(demo.pair.subject, demo.pair.style.style)
-    rows = [[true, *(one.pictures[at] for one in demo.shown)] for at in range(len(demo.seeds))]
-    labels = ["the true drawing", *(one.method.name for one in demo.shown)]
+    several = len({one.seed for one in rows}) > 1
     sheet = sheets.labelled_sheet(
-        rows,
-        [f"seed {seed}" for seed in demo.seeds],
-        labels,
-        title=f"{demo.pair.name}: “{demo.prompt}”",
+        [list(one.pictures.values()) for one in rows],
+        [
+            "\n".join([*one.pair.prompt.split(", "), *([f"seed {one.seed}"] if several else [])])
+            for one in rows
+        ],
+        list(rows[0].pictures),
+        enlarge=ENLARGED,
     )
     places = {"pictures": folder / "demo.png", "plan": folder / "plan.png"}
     sheet.save(places["pictures"])
-    save_plan(demo.plan, str(places["plan"]), demo.pair.name)
+    save_plan(plan, str(places["plan"]), rows[0].pair.name)
     return places
 
 
-def table(demo: Demo) -> str:
-    """The judges' scores: how many pictures they name right, and their mean probability."""
-
-    def cell(scores: dict[str, Tensor], name: str) -> str:
-        right, likely = int(scores[name].sum()), float(scores[f"{name}_probability"].mean())
-        return f"{right} of {len(demo.seeds)} ({likely:.2f})"
-
-    lines = [f"{'':14} {'subject':>16} {'style':>16}"]
-    for one in demo.shown:
-        cells = [cell(one.scores, name) for name in ("subject", "style")]
-        lines.append(f"{one.method.name:14} {cells[0]:>16} {cells[1]:>16}")
-    lines.append("Pictures that the judges name right; in brackets the mean probability.")
+def table(rows: Sequence[Shown]) -> str:
+    """How many pictures of each column the judges name right, the true drawings among them."""
+    labels = list(rows[0].pictures)
+    width = max(map(len, labels))
+    lines = [f"{'':{width}} " + " ".join(f"{name:>10}" for name in MEASURED.values())]
+    for label in labels:
+        right = [int(sum(one.scores[label][name] for one in rows)) for name in MEASURED]
+        lines.append(f"{label:{width}} " + " ".join(f"{f'{count} of {len(rows)}':>10}" for count in right))
+    lines.append("Pictures in which the judges see the subject itself, the style, and both.")
     return "\n".join(lines)
 
 

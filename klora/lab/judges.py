@@ -1,55 +1,29 @@
-"""Two independent judges: which subject a picture shows, and in which style; and how far the truth is.
+"""The judges: which kind a picture shows, which things it wears, and in which style it is.
 
-Small classifiers trained on true drawings alone, never on anything that the diffusion model made.
-
-What is kept out, for the accuracies that `train` reports:
-
-- Style judge: all drawings of the lab's held-out subjects, and of every tenth of 900 subjects outside the
-  lab's world. Its accuracy is so on pictures of things it has never seen.
-- Subject judge: one drawing of nine in ten base subjects, in a style that rotates over the lab's seven. In
-  vintage the judge has seen no drawing of this subject by that set ("by an unseen hand", the hard cases: one
-  subject in 21). In the other styles it has seen the same shapes in a sibling style or set. That is
-  close to what the lab asks of it: to name one of the subjects it knows, in one of the lab's styles. Both
-  figures are reported. It must know the held-out subjects in all styles, so that none of their drawings are
-  kept out; for them distortions that it has not met are reported.
-
-The subject judge first learns to tell apart subjects outside the lab's world too, as classes that are then
-dropped, and sees further icon sets: more hands for each subject teach it what a hand may change.
+Small networks trained on true drawings alone, never on anything that the diffusion model made. Kind and
+things are looked for at half the size; style in the whole, for it is in the details.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from klora.lab import world
-from klora.lab.autoencoder import disturb, kept_average, reconstruct, to_signed
-from klora.lab.lessons import STYLE_NAMES as STYLE_NAMES
-from klora.lab.lessons import SUBJECTS as SUBJECTS
-from klora.lab.lessons import (
-    Drawings,
-    all_drawings,
-    by_an_unseen_hand,
-    distort,
-    kept_out_of_styles,
-    kept_out_of_subjects,
-)
-from klora.lab.loop import Loop, Plan, device
-from klora.lab.model import in_parts
+from klora.lab.model import in_parts, to_signed
+from klora.lab.world.individuals import THINGS
+from klora.lab.world.kinds import SUBJECTS
+from klora.lab.world.styles import STYLE_NAMES
 
-BATCH = 64
-KNOWN_SHARE = 0.65
-"""Share of the subject judge's lessons that show subjects of the lab's world."""
-LESSONS_PLAN = Plan(steps=2300, rate=2e-3, fall=0.5, averaging=0.995, seed=1)
-SUBJECT_PLAN = Plan(steps=2000, rate=2e-3, warmup=50, fall=0.8, averaging=0.99, seed=3)
-DISTURBANCE = 0.4
-"""Most noise on the latents of drawings that the judges learn from, in their own deviation."""
-STYLE_PLAN = Plan(steps=2000, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
+NAME = "judges.safetensors"
+WORN = 0.5
+"""Probability from which a thing counts as worn."""
+UNKNOWN = -1
+"""Stands for a label that does not count: whether a drawing of a hat shows a hat on something."""
 
 
 class Refine(nn.Module):
@@ -66,7 +40,7 @@ class Refine(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Strided convolutions on pictures [b, 3, 64, 64] in -1 to 1, then one linear layer."""
+    """Strided convolutions on pictures [b, 3, h, w] in -1 to 1, then one linear layer."""
 
     def __init__(self, classes: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -88,11 +62,6 @@ class Classifier(nn.Module):
         """Scores before the softmax, [b, classes]."""
         scores: Tensor = self.head(self.features(seen))
         return scores
-
-
-def subject_classifier(classes: int = len(SUBJECTS)) -> Classifier:
-    """A fresh subject judge."""
-    return Classifier(classes, (32, 64, 128, 160))
 
 
 class StyleClassifier(nn.Module):
@@ -130,133 +99,65 @@ class StyleClassifier(nn.Module):
         return scores
 
 
-def style_classifier() -> StyleClassifier:
+class ThingFinder(nn.Module):
+    """Scores of every thing at each place of a map; of a thing's scores the largest count.
+
+    A thing may be anywhere and is small beside the kind, so it is looked for place by place (log-sum-exp
+    pooling: Pinheiro and Collobert, CVPR 2015, arXiv 1411.6228).
+    """
+
+    SHARPNESS = 3.0
+    """From the mean over all places (0) to the largest score alone (infinite)."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            stride = 1 if width == widths[-1] else 2
+            layers += [nn.Conv2d(before, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
+            if before > 3:
+                layers.append(Refine(width))
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(before, len(THINGS), 1)
+        assert self.head.bias is not None
+        nn.init.constant_(self.head.bias, -4.0)  # most things are nowhere
+
+    def features(self, seen: Tensor) -> Tensor:
+        """The largest value of each channel before the scores, [b, features]."""
+        return self.body(seen).amax(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Scores before the sigmoid, [b, things], for pictures [b, 3, 64, 64] in -1 to 1."""
+        everywhere = self.head(self.body(seen)).flatten(2)
+        scores: Tensor = torch.logsumexp(self.SHARPNESS * everywhere, 2) / self.SHARPNESS
+        return scores
+
+
+class SubjectJudge(nn.Module):
+    """Scores of every kind and of every thing, for pictures [b, 3, 128, 128] in -1 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = Classifier(len(SUBJECTS), (32, 64, 128, 160))
+        self.things = ThingFinder()
+
+    def features(self, seen: Tensor) -> Tensor:
+        """What both last layers read, each of length 1, [b, features]."""
+        small = functional.avg_pool2d(seen, 2)
+        sides = (self.kinds.features(small), self.things.features(small))
+        return torch.cat([functional.normalize(side, dim=1) for side in sides], 1)
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the kinds [b, kinds] and of the things [b, things]."""
+        small = functional.avg_pool2d(seen, 2)
+        return self.kinds(small), self.things(small)
+
+
+def style_judge() -> StyleClassifier:
     """A fresh style judge."""
     return StyleClassifier(len(STYLE_NAMES))
-
-
-def _shares(drawings: Drawings) -> Tensor:
-    """How often each drawing is shown to the subject judge, [n]: all subjects of a kind alike."""
-    often = 1 / drawings.subject.bincount()[drawings.subject].float()
-    known = drawings.subject < len(SUBJECTS)
-    often[known] *= KNOWN_SHARE / often[known].sum()
-    if not known.all():
-        often[~known] *= (1 - KNOWN_SHARE) / often[~known].sum()
-    return often
-
-
-def _train(
-    name: str,
-    model: Classifier | StyleClassifier,
-    drawn: Tensor,
-    labels: Tensor,
-    often: Tensor,
-    plan: Plan,
-    cache: Path,
-) -> Loop:
-    """Train a judge with distorted drawings."""
-    # Muon on a head of 1,170 classes would cost more than the rest of a step.
-    loop = Loop(name, cache / "checkpoints", model, plan, muon=len(model.head.weight) < 1000)
-
-    def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
-        seen = distort(to_signed(drawn[chosen]), generator, colours=name != "style-judge")
-        with torch.autocast(device().type, dtype=torch.bfloat16):
-            scores = loop.model(seen.to(device()))
-        return functional.cross_entropy(scores.float(), labels[chosen].to(device()), label_smoothing=0.05)
-
-    loop.run(loss_of, math.inf)
-    return loop
-
-
-def train_subject_judge(cache: Path, drawings: Drawings, autoencoder: nn.Module) -> None:
-    """Train the subject judge, or go on: on all subjects, then on those of the lab's world, in all views."""
-    learnt = drawings.where(~kept_out_of_subjects(drawings))
-    torch.manual_seed(LESSONS_PLAN.seed)
-    model = subject_classifier(int(drawings.subject.max()) + 1)
-    often = _shares(learnt)
-    _train("subject-lessons", model, learnt.drawn, learnt.subject, often, LESSONS_PLAN, cache)
-    judge, known = subject_classifier(), learnt.where(learnt.subject < len(SUBJECTS))
-    judge.load_state_dict(known_classes(kept_average(cache, "subject-lessons")))
-    often = _shares(known).repeat(3)
-    drawn = views(autoencoder, known.drawn, SUBJECT_PLAN.seed)
-    _train("subject-judge", judge, drawn, known.subject.repeat(3), often, SUBJECT_PLAN, cache)
-
-
-def known_classes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A subject judge's weights without the classes outside the lab's world."""
-    return {k: v[: len(SUBJECTS)] if k.startswith("head.") else v for k, v in weights.items()}
-
-
-def in_bytes(seen: Tensor) -> Tensor:
-    """Pictures in -1 to 1 as bytes."""
-    return ((seen + 1) * 127.5).round().clamp(0, 255).byte()
-
-
-def through(autoencoder: nn.Module, drawn: Tensor) -> Tensor:
-    """Pictures [n, 3, 64, 64] in bytes as the autoencoder gives them back: the best that a sample can be."""
-    return in_bytes(reconstruct(autoencoder, to_signed(drawn)))
-
-
-def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
-    """Every drawing [n, 3, 64, 64] in bytes three times, [3n, 3, 64, 64]: as it is, as the autoencoder gives
-    it back, and with its latents disturbed.
-
-    A small autoencoder softens details and a sampler leaves them uneven; a judge of sharp drawings alone
-    would mistake that for another subject or style.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    uneven = in_bytes(disturb(autoencoder, to_signed(drawn), DISTURBANCE, generator))
-    return torch.cat([drawn, through(autoencoder, drawn), uneven])
-
-
-def train_style_judge(cache: Path, drawings: Drawings, autoencoder: nn.Module) -> None:
-    """Train the style judge, or go on; every style is shown as often as any other."""
-    learnt = drawings.where((drawings.style < len(STYLE_NAMES)) & ~kept_out_of_styles(drawings))
-    often = (1 / learnt.style.bincount()[learnt.style].float()).repeat(3)
-    drawn = views(autoencoder, learnt.drawn, STYLE_PLAN.seed)
-    torch.manual_seed(STYLE_PLAN.seed)
-    _train("style-judge", style_classifier(), drawn, learnt.style.repeat(3), often, STYLE_PLAN, cache)
-
-
-def train(cache: Path, autoencoder: nn.Module) -> dict[str, float]:
-    """Train both judges and report their accuracy on drawings kept out of their training."""
-    drawings = all_drawings(cache)
-    train_style_judge(cache, drawings, autoencoder)
-    train_subject_judge(cache, drawings, autoencoder)
-    return accuracies(Judges.from_cache(cache), drawings, autoencoder)
-
-
-def accuracies(judges: Judges, drawings: Drawings, autoencoder: nn.Module) -> dict[str, float]:
-    """Accuracy of both judges on drawings that they did not learn from."""
-    kept = drawings.where(kept_out_of_subjects(drawings))
-    strange = by_an_unseen_hand(kept)
-    held = drawings.where(
-        (drawings.subject >= len(world.BASE_SUBJECTS))
-        & (drawings.subject < len(SUBJECTS))
-        & (drawings.style < len(STYLE_NAMES))
-    )
-    unseen = drawings.where((drawings.style < len(STYLE_NAMES)) & kept_out_of_styles(drawings))
-    named = judges.subjects(kept.drawn).argmax(1) == kept.subject
-    soft = through(autoencoder, held.drawn)
-    return {
-        "subject, kept-out drawings": float(named.float().mean()),
-        "subject, kept-out drawings by an unseen hand": float(named[strange].float().mean()),
-        "subject, kept-out drawings of known shapes": float(named[~strange].float().mean()),
-        "subject, fresh distortions of the held-out subjects": _distorted_accuracy(judges, held),
-        "style, kept-out drawings": accuracy(judges.styles(unseen.drawn), unseen.style),
-        "style, held-out subjects alone": accuracy(judges.styles(held.drawn), held.style),
-        "subject, held-out subjects through the autoencoder": accuracy(judges.subjects(soft), held.subject),
-        "style, held-out subjects through the autoencoder": accuracy(judges.styles(soft), held.style),
-    }
-
-
-def _distorted_accuracy(judges: Judges, drawings: Drawings) -> float:
-    """Accuracy of the subject judge on drawings distorted anew but not recoloured."""
-    generator = torch.Generator().manual_seed(9)
-    seen = distort(to_signed(drawings.drawn), generator, colours=False)
-    with torch.no_grad():
-        return accuracy(torch.cat([judges.subject(part) for part in in_parts(seen)]), drawings.subject)
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -294,22 +195,43 @@ def unpack(stored: dict[str, Tensor], rooms: dict[str, nn.Module]) -> None:
         network.load_state_dict({k: stored[one].float() * steps.get(one, 1.0) for k, one in keys.items()})
 
 
+def worn(things: frozenset[str]) -> Tensor:
+    """1 for each of `THINGS` that is worn, [things]."""
+    return torch.tensor([int(thing in things) for thing in THINGS])
+
+
+def same_things(probabilities: Tensor, worn: Tensor) -> Tensor:
+    """Whether exactly the things of `worn` [n, things] are seen, [n]; `UNKNOWN` does not count."""
+    return (((probabilities > WORN) == (worn > 0)) | (worn == UNKNOWN)).all(1)
+
+
 @dataclass
 class Judges:
-    """The trained judges."""
+    """The trained judges; every question is asked of pictures [n, 3, 128, 128] in bytes."""
 
-    subject: nn.Module
-    style: nn.Module
+    subject: SubjectJudge
+    style: StyleClassifier
 
     @torch.no_grad()
-    def subjects(self, drawn: Tensor) -> Tensor:
-        """Probability of each of `SUBJECTS` for pictures [n, 3, 64, 64] in bytes."""
-        return torch.cat([self.subject(to_signed(part)).softmax(1) for part in in_parts(drawn)])
+    def kinds_and_things(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of `SUBJECTS` [n, kinds], which add up to 1, and of each of `THINGS` [n, things]."""
+        found = [self.subject(to_signed(part)) for part in in_parts(drawn)]
+        kinds, things = (torch.cat(side) for side in zip(*found, strict=True))
+        return kinds.softmax(1), things.sigmoid()
 
     @torch.no_grad()
     def styles(self, drawn: Tensor) -> Tensor:
-        """Probability of each of `STYLE_NAMES` for pictures [n, 3, 64, 64] in bytes."""
+        """Probability of each of `STYLE_NAMES`, [n, styles]."""
         return torch.cat([self.style(to_signed(part)).softmax(1) for part in in_parts(drawn)])
+
+    @torch.no_grad()
+    def features(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last layers of both judges read, each [n, features]."""
+        parts = [to_signed(part) for part in in_parts(drawn)]
+        return (
+            torch.cat([self.subject.features(part) for part in parts]),
+            torch.cat([self.style.features(part) for part in parts]),
+        )
 
     def save(self, path: Path) -> None:
         """Write both judges to one file: matrices and kernels in 8 bits, the rest in 16-bit floats."""
@@ -322,14 +244,12 @@ class Judges:
         """Read the judges from their file."""
         from safetensors.torch import load_file
 
-        judges = cls(subject_classifier().eval(), style_classifier().eval())
+        judges = cls(SubjectJudge().eval(), style_judge().eval())
         unpack(load_file(path), {"subject": judges.subject, "style": judges.style})
         return judges
 
-    @classmethod
-    def from_cache(cls, cache: Path) -> Judges:
-        """The judges as training left them in the cache."""
-        judges = cls(subject_classifier().eval(), style_classifier().eval())
-        for name, network in (("subject-judge", judges.subject), ("style-judge", judges.style)):
-            network.load_state_dict(kept_average(cache, name))
-        return judges
+
+@lru_cache(maxsize=1)
+def judges_of(weights: Path) -> Judges:
+    """The judges of a folder of weights, loaded once in each process."""
+    return Judges.load(weights / NAME)

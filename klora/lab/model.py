@@ -13,85 +13,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SIZE = 128
+"""Edge of a picture in pixels."""
 LATENT_FACTOR = 8
 """Pixels of a picture for each pixel of its latent, along either edge."""
+LATENT: tuple[int, int, int] = (4, SIZE // LATENT_FACTOR, SIZE // LATENT_FACTOR)
+"""Shape of one picture's latent."""
 
 HEADS = 4
 """Attention heads, of the denoiser and of the text encoder."""
+CONTEXT = 48
+"""Width of the text encoder and of what cross-attention reads."""
 
+AUTOENCODER: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (32, 32, 64, 96),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": SIZE,
+}
+"""What diffusers' ``AutoencoderKL`` is built with."""
 
-@dataclass(frozen=True)
-class Shape:
-    """Widths and sizes of the three networks, as keyword arguments of the libraries that build them."""
+DENOISER: dict[str, Any] = {
+    "sample_size": LATENT[1],
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 64, 128),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": CONTEXT,
+    # The option is called a dimension and read as the number of heads, for the sake of published SD1 files.
+    "attention_head_dim": HEADS,
+}
+"""What diffusers' ``UNet2DConditionModel`` is built with."""
 
-    size: int
-    """Edge of a picture in pixels."""
-    outside: tuple[int, ...]
-    """Channels of the autoencoder's four levels."""
-    inside: tuple[int, int, int]
-    """Channels of the denoiser's three levels."""
-    context: int = 48
-    """Width of the text encoder and of what cross-attention reads."""
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        """Shape of one picture's latent."""
-        return (4, self.size // LATENT_FACTOR, self.size // LATENT_FACTOR)
-
-    @property
-    def autoencoder(self) -> dict[str, Any]:
-        """What diffusers' ``AutoencoderKL`` is built with."""
-        return {
-            "in_channels": 3,
-            "out_channels": 3,
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "block_out_channels": self.outside,
-            "layers_per_block": 1,
-            "latent_channels": 4,
-            "norm_num_groups": 32,
-            "sample_size": self.size,
-        }
-
-    @property
-    def denoiser(self) -> dict[str, Any]:
-        """What diffusers' ``UNet2DConditionModel`` is built with."""
-        return {
-            "sample_size": self.size // LATENT_FACTOR,
-            "in_channels": 4,
-            "out_channels": 4,
-            "block_out_channels": self.inside,
-            "layers_per_block": 2,
-            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": self.context,
-            # The option is called a dimension and read as the number of heads, for the sake of published SD1
-            # files.
-            "attention_head_dim": HEADS,
-        }
-
-    @property
-    def text_encoder(self) -> dict[str, Any]:
-        """What transformers' ``CLIPTextConfig`` is built with."""
-        return {
-            "vocab_size": 49408,
-            "hidden_size": self.context,
-            "intermediate_size": 4 * self.context,
-            "projection_dim": self.context,
-            "num_hidden_layers": 2,
-            "num_attention_heads": HEADS,
-            "max_position_embeddings": 77,
-            "hidden_act": "quick_gelu",
-            "bos_token_id": 49406,
-            "eos_token_id": 49407,
-            "pad_token_id": 49407,
-        }
-
-
-FIRST = Shape(size=64, outside=(32, 64, 64, 64), inside=(64, 64, 64))
-"""The lab's first model: latents of 8 x 8."""
-SECOND = Shape(size=128, outside=(32, 32, 64, 96), inside=(64, 64, 128))
-"""The model of world 2: latents of 16 x 16."""
+TEXT_ENCODER: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": CONTEXT,
+    "intermediate_size": 4 * CONTEXT,
+    "projection_dim": CONTEXT,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+"""What transformers' ``CLIPTextConfig`` is built with."""
 
 LATENT_SCALE = 0.18215
 """Stable Diffusion 1's factor between the autoencoder's latents and those that the denoiser sees."""
@@ -111,6 +85,16 @@ def in_parts(whole: Tensor, size: int = 64) -> list[Tensor]:
     return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
+def to_signed(drawn: Tensor) -> Tensor:
+    """Bytes to floats from -1 to 1."""
+    return drawn.float() / 127.5 - 1
+
+
+def in_bytes(seen: Tensor) -> Tensor:
+    """Pictures in -1 to 1 as bytes."""
+    return ((seen + 1) * 127.5).round().clamp(0, 255).byte()
+
+
 @dataclass
 class Model:
     """The three networks."""
@@ -126,35 +110,34 @@ class Model:
         return self
 
 
-def build_autoencoder(shape: Shape = FIRST) -> nn.Module:
+def build_autoencoder() -> nn.Module:
     """A fresh KL autoencoder: factor 8, 4 channels."""
     from diffusers import AutoencoderKL
 
-    network: Any = AutoencoderKL(**shape.autoencoder, scaling_factor=LATENT_SCALE)  # type: ignore[no-untyped-call]
+    network: Any = AutoencoderKL(**AUTOENCODER, scaling_factor=LATENT_SCALE)  # type: ignore[no-untyped-call]
     module: nn.Module = network
     return module
 
 
-def build_denoiser(shape: Shape = FIRST) -> nn.Module:
-    """A fresh denoising UNet for latents [b, *shape.latent] and text [b, 77, shape.context]."""
+def build_denoiser() -> nn.Module:
+    """A fresh denoising UNet for latents [b, *LATENT] and text [b, 77, CONTEXT]."""
     from diffusers import UNet2DConditionModel
 
-    network: Any = UNet2DConditionModel(**shape.denoiser)  # type: ignore[no-untyped-call]
+    network: Any = UNet2DConditionModel(**DENOISER)  # type: ignore[no-untyped-call]
     module: nn.Module = network
     return module
 
 
-def build_text_encoder(shape: Shape = FIRST, vocabulary: int | None = None) -> nn.Module:
+def build_text_encoder(vocabulary: int = TEXT_ENCODER["vocab_size"]) -> nn.Module:
     """A fresh text encoder of CLIP's shape; training needs only the rows of the words that it meets."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    settings = shape.text_encoder
-    return CLIPTextModel(CLIPTextConfig(**{**settings, "vocab_size": vocabulary or settings["vocab_size"]}))
+    return CLIPTextModel(CLIPTextConfig(**{**TEXT_ENCODER, "vocab_size": vocabulary}))
 
 
-def build_model(shape: Shape = FIRST) -> Model:
+def build_model() -> Model:
     """Fresh networks of the full vocabulary."""
-    return Model(build_autoencoder(shape), build_denoiser(shape), build_text_encoder(shape))
+    return Model(build_autoencoder(), build_denoiser(), build_text_encoder())
 
 
 def noise_levels() -> Tensor:

@@ -1,4 +1,8 @@
-"""The pairs that are fused: a held-out subject's LoRA and a held-out style's, and how a prompt calls them."""
+"""The pairs of both worlds: a content LoRA and a style LoRA of the same half.
+
+In the world of individuals a subject is one of a kind that the base model knows. The world of strangers is
+the hard case: subjects that it does not know even by kind.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
-from klora.lab import truth, world
-from klora.lab.loras import RECIPES, Recipe
+from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe
 
-HALVES: dict[str, tuple[str, ...]] = {
-    "development": world.DEVELOPMENT_SUBJECTS,
-    "test": world.TEST_SUBJECTS,
-}
-"""Subjects for choosing defaults, and subjects that are only reported."""
+WORLDS: dict[str, str] = {"individuals": INDIVIDUAL, "strangers": STRANGER}
+"""Which content LoRAs a world's pairs have; first the one that is meant where none is named."""
+HALVES: tuple[str, ...] = ("development", "test")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A content LoRA and a style LoRA of the lab; ``folder`` holds their files."""
+    """A content LoRA and a style LoRA; ``folder`` holds their files."""
 
     content: Recipe
     style: Recipe
@@ -27,82 +28,61 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """``strawberry + ink``."""
-        return f"{short_name(self.content)} + {short_name(self.style)}"
-
-    @property
-    def subject(self) -> str:
-        """What the picture should show."""
-        assert self.content.subject is not None
-        return self.content.subject
+        """``bear-top-hat + riso``."""
+        return f"{self.content.subject} + {self.style.subject}"
 
     @property
     def prompt(self) -> str:
-        """What a user writes: both trigger words."""
+        """What a user writes: both triggers."""
         return f"{self.content.trigger}, {self.style.trigger}"
 
     @property
-    def content_file(self) -> Path:
-        """The content LoRA's file."""
-        return self.folder / f"{self.content.name}.safetensors"
-
-    @property
-    def style_file(self) -> Path:
-        """The style LoRA's file."""
-        return self.folder / f"{self.style.name}.safetensors"
+    def files(self) -> tuple[Path, Path]:
+        """The content LoRA's file and the style LoRA's."""
+        content, style = (self.folder / f"{one.name}.safetensors" for one in (self.content, self.style))
+        return content, style
 
 
-def short_name(recipe: Recipe) -> str:
-    """A LoRA's name without its kind: ``content-fox`` is ``fox``."""
-    return recipe.name.removeprefix(f"{recipe.kind}-")
+def recipes_of(kind: str, half: str, names: Sequence[str] | None = None) -> list[Recipe]:
+    """The recipes of a kind and a half, or those that are named; raises `KloraError` for an unknown name."""
+    there = {one.subject: one for one in RECIPES.values() if one.kind == kind and one.half == half}
+    unknown = set(names or ()) - set(there)
+    if unknown:
+        raise KloraError(
+            f"the {half} half has no {kind} {', '.join(sorted(unknown))}; there are: {', '.join(there)}."
+        )
+    return [there[name] for name in names] if names else list(there.values())
 
 
-def recipe_of(kind: str, name: str) -> Recipe:
-    """The recipe with this name, with or without its kind; raises `KloraError` listing the known names."""
-    of_kind = {short_name(one): one for one in RECIPES.values() if one.kind == kind}
-    found = of_kind.get(name.removeprefix(f"{kind}-"))
-    if found is None:
-        raise KloraError(f"the lab has no {kind} LoRA {name}; there are: {', '.join(of_kind)}.")
-    return found
-
-
-def make_pair(content: str, style: str, folder: Path) -> Pair:
-    """The pair of two named LoRAs; raises `KloraError` if a file is missing."""
-    pair = Pair(recipe_of("content", content), recipe_of("style", style), folder)
-    for file in (pair.content_file, pair.style_file):
-        if not file.exists():
-            raise KloraError(
-                f"the LoRA {file.stem} is not in {folder}; train it: python -m klora.lab train --stage loras "
-                f"--lora {file.stem}"
-            )
-    return pair
-
-
-def default_styles() -> list[str]:
-    """One style LoRA for each held-out style: the first that is listed."""
-    first: dict[str, str] = {}
-    for recipe in RECIPES.values():
-        if recipe.kind == "style":
-            first.setdefault(recipe.style, short_name(recipe))
-    return list(first.values())
+def _spread(styles: list[Recipe], place: int, spread: int | None) -> list[Recipe]:
+    """All styles, or ``spread`` of them from a place on that moves with the subject."""
+    count = len(styles) if spread is None else min(spread, len(styles))
+    return [styles[(place + step) % len(styles)] for step in range(count)] if spread else styles
 
 
 def all_pairs(
-    half: str, folder: Path, subjects: Sequence[str] | None = None, styles: Sequence[str] | None = None
+    world: str,
+    half: str,
+    folder: Path,
+    subjects: Sequence[str] | None = None,
+    styles: Sequence[str] | None = None,
+    spread: int | None = None,
 ) -> list[Pair]:
-    """Every subject of a half with every style, where there is a true drawing.
+    """Every subject of a world's half with every style of the half, subject by subject.
 
-    ``subjects`` and ``styles`` are names of LoRAs, with or without their kind. Raises `KloraError` for an
-    unknown name, a subject of the other half, or a missing file.
+    With ``spread`` each subject with that many styles, which rotate, so that all are met alike. Raises
+    `KloraError` for a file that is missing.
     """
-    chosen = [recipe_of("content", name) for name in subjects or HALVES[half]]
-    strangers = [one.name for one in chosen if one.subject not in HALVES[half]]
-    if strangers:
-        raise KloraError(f"{', '.join(strangers)}: not in the {half} half; the halves are never mixed.")
     pairs = [
-        make_pair(content.name, style, folder) for content in chosen for style in styles or default_styles()
+        Pair(content, style, folder)
+        for place, content in enumerate(recipes_of(WORLDS[world], half, subjects))
+        for style in _spread(recipes_of(STYLE, half, styles), place, spread)
     ]
-    kept = [pair for pair in pairs if (pair.subject, pair.style.style) in truth.drawings()]
-    if not kept:
-        raise KloraError("none of these pairs has a true drawing; choose other subjects or styles.")
-    return kept
+    for pair in pairs:
+        for file in pair.files:
+            if not file.exists():
+                raise KloraError(
+                    f"the LoRA {file.stem} is not in {folder}; "
+                    "train it: python -m klora.lab train --stage loras"
+                )
+    return pairs

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from klora.lab.icons import Picture
 from klora.lab.model import NOISE, Model
 from klora.lab.tokens import tokenizer
 
@@ -42,7 +39,7 @@ def pipeline(model: Model) -> Any:
 def generate(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE
 ) -> Tensor:
-    """One picture for each prompt and seed, [n, 3, 64, 64] in bytes; each depends on its own seed alone."""
+    """One picture for each prompt and seed, [n, 3, 128, 128] in bytes; each depends on its own seed alone."""
     parts = []
     for start in range(0, len(prompts), 32):
         chosen = slice(start, start + 32)
@@ -56,22 +53,3 @@ def generate(
         ).images
         parts.append((made * 255).round().clamp(0, 255).byte())
     return torch.cat(parts)
-
-
-def contact_sheet(drawn: Tensor, columns: int) -> Picture:
-    """Pictures [n, 3, h, w] in bytes side by side, row by row, on white."""
-    count, _, height, width = drawn.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for index, picture in enumerate(drawn.permute(0, 2, 3, 1).numpy()):
-        top, left = index // columns * height, index % columns * width
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
-
-
-def save_sheet(drawn: Tensor, columns: int, path: Path, enlarge: int = 1) -> None:
-    """Write a contact sheet as PNG."""
-    from PIL import Image
-
-    sheet = Image.fromarray(contact_sheet(drawn, columns))
-    sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.LANCZOS).save(path)

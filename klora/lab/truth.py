@@ -1,13 +1,15 @@
-"""The true drawings of the held-out subjects, shipped so that demo and benchmark need neither icons nor npm.
+"""The true drawings of all pairs in one lossless picture, so that nothing but training needs the icon sets.
 
-One lossless PNG holds them all: a row for each subject, a column for each style. Its own metadata names
-rows, columns and pairs that no icon set draws, so that the picture cannot be read by the wrong list.
+A row for each content LoRA; in it the style that taught it and the styles of its half that have a LoRA. The
+picture's own metadata names rows and columns, so that it cannot be read by the wrong list. It is WebP, which
+holds such drawings in two thirds of a PNG's room.
 """
 
 from __future__ import annotations
 
 import json
-from functools import cache as remember
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,70 +17,61 @@ import torch
 from torch import Tensor
 
 from klora.errors import KloraError
-from klora.lab import world
+from klora.lab.model import SIZE
+from klora.lab.recipes import INDIVIDUAL, RECIPES, STYLE, Recipe, styles_of
+from klora.lab.world import individuals
+from klora.lab.world.drawing import draw_kind
+from klora.lab.world.icons import Picture
+from klora.lab.world.styles import CONTENT_STYLE, STYLES
 
-PATH = Path(__file__).parent / "data" / "truth.png"
-_KEY = "klora-truth"
+NAME = "truth.webp"
 
 
-def styles() -> tuple[world.Style, ...]:
-    """The styles that are kept: the one that teaches content LoRAs, and the held-out ones."""
-    return (world.STYLES[world.CONTENT_STYLE], *world.HELD_OUT_STYLES)
+def true_picture(cache: Path, recipe: Recipe, style: str) -> Picture:
+    """The true drawing of a content LoRA's subject in a style."""
+    if recipe.kind == INDIVIDUAL:
+        one = individuals.BY_NAME[recipe.subject]
+        return individuals.draw(cache, one.kind, one.wears, STYLES[style])
+    return draw_kind(cache, recipe.subject, STYLES[style])
 
 
-def write(cache: Path, path: Path = PATH) -> Path:
-    """Draw every held-out subject in every kept style, from the icon sets in ``cache``."""
+def _columns(recipe: Recipe) -> list[str]:
+    """The styles in which a content LoRA's subject is kept."""
+    return [CONTENT_STYLE, *styles_of(recipe.half)]
+
+
+def write(cache: Path, path: Path) -> Path:
+    """Draw the subject of every content LoRA in the styles of its half."""
+    contents = [recipe for recipe in RECIPES.values() if recipe.kind != STYLE]
+    columns = {recipe.name: _columns(recipe) for recipe in contents}
+    rows = [[true_picture(cache, recipe, style) for style in columns[recipe.name]] for recipe in contents]
+    return save(path, columns, rows)
+
+
+def save(path: Path, columns: Mapping[str, Sequence[str]], rows: Sequence[Sequence[Picture]]) -> Path:
+    """Write drawings [128, 128, 3] row by row; ``columns`` names each row's content LoRA and its styles."""
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    size = world.SIZE
-    sheet = np.full((len(world.HELD_OUT_SUBJECTS) * size, len(styles()) * size, 3), 255, np.uint8)
-    missing = []
-    for row, subject in enumerate(world.HELD_OUT_SUBJECTS):
-        for column, style in enumerate(styles()):
-            if not world.exists(cache, subject, style):
-                missing.append([subject, style.name])
-                continue
-            top, left = row * size, column * size
-            sheet[top : top + size, left : left + size] = world.draw(cache, subject, style)
-    told = {
-        "subjects": world.HELD_OUT_SUBJECTS,
-        "styles": [style.name for style in styles()],
-        "missing": missing,
-    }
-    metadata = PngInfo()
-    metadata.add_text(_KEY, json.dumps(told))
-    Image.fromarray(sheet).save(path, pnginfo=metadata, optimize=True)
+    sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
+    sheet.save(path, lossless=True, quality=90, method=5, xmp=json.dumps(columns).encode())
     drawings.cache_clear()
     return path
 
 
-@remember
-def drawings(path: Path = PATH) -> dict[tuple[str, str], Tensor]:
-    """Every kept drawing by subject and style, each [3, 64, 64] in bytes."""
+@lru_cache(maxsize=2)
+def drawings(path: Path) -> dict[tuple[str, str], Tensor]:
+    """Every kept drawing by the content LoRA's name and the style's, each [3, 128, 128] in bytes."""
     from PIL import Image
 
     if not path.exists():
-        raise KloraError(f"{path.name} is missing; draw it from the icon sets: python -m klora.lab truth")
-    size = world.SIZE
-    with Image.open(path) as image:
-        told = json.loads(image.info[_KEY])
-        sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    missing = {tuple(pair) for pair in told["missing"]}
-    return {
-        (subject, style): sheet[:, row * size : (row + 1) * size, column * size : (column + 1) * size].clone()
-        for row, subject in enumerate(told["subjects"])
-        for column, style in enumerate(told["styles"])
-        if (subject, style) not in missing
-    }
-
-
-def drawing(subject: str, style: str) -> Tensor:
-    """The true drawing of a pair, [3, 64, 64] in bytes; raises `KloraError` if it is not kept."""
-    found = drawings().get((subject, style))
-    if found is None:
         raise KloraError(
-            f"there is no true drawing of {subject} in the style {style}; if the lab's lists have "
-            "changed, draw them anew: python -m klora.lab truth"
+            f"{path.name} is missing; draw it: python -m klora.lab train --stage icons --stage truth"
         )
-    return found
+    with Image.open(path) as image:
+        told: dict[str, list[str]] = json.loads(image.info["xmp"])
+        sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return {
+        (name, style): sheet[:, row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE].clone()
+        for row, (name, styles) in enumerate(told.items())
+        for column, style in enumerate(styles)
+    }

@@ -23,6 +23,10 @@ _PAPER: Final[dict[str, SettingValue]] = {
     "keep": 0.0,
 }
 
+#: Where a preset says so little that the defaults would decide what it means.
+_K_LORA: Final[dict[str, SettingValue]] = {"rule": "K-LoRA", "balance": 0.0, "guidance": "both"}
+_ADDING: Final[dict[str, SettingValue]] = {"rule": "weights", "balance": 0.0, "guidance": "both"}
+
 BALANCED = Preset(DEFAULT_PRESET, {})
 AS_PUBLISHED = Preset("As published: S", _PAPER)
 
@@ -30,8 +34,8 @@ BUILT_IN: tuple[Preset, ...] = (
     BALANCED,
     AS_PUBLISHED,
     Preset("As published: S*", {**_PAPER, "schedule": "S*", "beta": "1.3"}),
-    Preset("Flux", {"schedule": "S*"}),
+    Preset("Flux", {**_K_LORA, "schedule": "S*"}),
     Preset("Strong subject", {"balance": -0.4}),
     Preset("Strong style", {"balance": 0.4}),
-    Preset("Adding, with windows", {"rule": "weights", "windows": True}),
+    Preset("Adding, with windows", {**_ADDING, "windows": True}),
 )

@@ -10,32 +10,40 @@ from klora.options import Setting
 
 BOTH, CONTENT_ALONE, NONE = "both", "content", "none"
 LARGEST_STRENGTH = 100.0
+_TIMES = "x"
+"""After a number: so many times each of the two counts, in place of the style alone."""
 
 
 def _normal(text: str) -> str:
     word = text.lower()
     if word in (BOTH, CONTENT_ALONE, NONE):
         return word
-    remedy = f"write {BOTH}, {CONTENT_ALONE}, {NONE} or a number from 1 to {LARGEST_STRENGTH:g}"
+    remedy = (
+        f"write {BOTH}, {CONTENT_ALONE}, {NONE}, a number from 1 to {LARGEST_STRENGTH:g}, "
+        "or one with an x after it, such as 4x"
+    )
+    end = _TIMES if word.endswith(_TIMES) else ""
     try:
-        strength = float(word)
+        strength = float(word.removesuffix(_TIMES))
     except ValueError as error:
         raise ValueError(remedy) from error
     if not 1 <= strength <= LARGEST_STRENGTH:
         raise ValueError(remedy)
-    return f"{strength:.12g}"
+    return f"{strength:.12g}{end}"
 
 
 GUIDANCE = Setting(
     "guidance",
     "text",
     "Negative side",
-    BOTH,
+    "4x",
     "Which LoRAs of the pair also act on the negative side of the guidance (CFG). both: as every WebUI does. "
-    "content: the content alone, so the style is drawn towards more strongly. none: neither. A number from 1 "
-    "on: how strongly the style counts whatever the CFG scale is; 1 is both.",
+    "content: the content alone, so the style is drawn towards more strongly. none: neither, so each counts "
+    "as often as the CFG scale says. 4x: each counts at most 4 times. A number from 1 on: how strongly the "
+    "style counts whatever the CFG scale is; 1 is both.",
     scope="rule",
     check=_normal,
+    before=BOTH,
     advanced=True,
 )
 
@@ -46,7 +54,7 @@ def unconditional_factors(guidance: str, scale: float | None) -> tuple[float, fl
     ``scale`` is g. Where it is 1, or there is no unconditional pass (``None``), what a LoRA does there does
     not reach the picture, so nothing is changed. A number e gives the style (g - e) / (g - 1) of its share,
     with which it counts e times in the guided prediction; beyond e = g it is left out, which counts g
-    times.
+    times. A number with an x does the same to both.
     """
     if guidance == BOTH or scale is None or scale <= 1:
         return None
@@ -54,5 +62,7 @@ def unconditional_factors(guidance: str, scale: float | None) -> tuple[float, fl
         return 1.0, 0.0
     if guidance == NONE:
         return 0.0, 0.0
-    factor = max(0.0, (scale - float(guidance)) / (scale - 1))
-    return None if factor == 1 else (1.0, factor)
+    factor = max(0.0, (scale - float(guidance.removesuffix(_TIMES))) / (scale - 1))
+    if factor == 1:
+        return None
+    return (factor if guidance.endswith(_TIMES) else 1.0, factor)

@@ -13,6 +13,7 @@ from klora.rules.transform import Transform
 MODULES = (
     "k_lora",
     "smooth",
+    "steady",
     "est",
     "weights",
     "turns",

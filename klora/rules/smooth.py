@@ -36,14 +36,14 @@ class Smooth(KLora):
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """Both 1 where the contest is even."""
         content, side = contest.scores.content(TOP_K_SUM), self.styles_side(contest, moment)
-        p = _content_probability(content, side, contest.number("tau"))
+        p = content_probability(content, side, contest.number("tau"))
         return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
 
 
 RULE: Rule = Smooth()
 
 
-def _content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:
+def content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:
     """The sigmoid, ``[layers]``; half where both sides are zero."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lead = (np.log(content) - np.log(style_side)) / tau

@@ -45,9 +45,9 @@ def _weight(role: str) -> Setting:
     )
 
 
-def _part(name: str, label: str, default: str, help: str) -> Setting:
-    """The setting that chooses one of the parts under its name; pictures before it were made by the
-    default."""
+def _part(name: str, label: str, default: str, help: str, before: str | None = None) -> Setting:
+    """The setting that chooses one of the parts under its name; pictures before it were made by ``before``,
+    or by the default."""
     offered = [part for part in PARTS[name] if not part.is_for_lab_only]
     return Setting(
         name,
@@ -58,7 +58,7 @@ def _part(name: str, label: str, default: str, help: str) -> Setting:
         scope="rule",
         choices=tuple(part.name for part in offered),
         accepted=tuple(part.name for part in PARTS[name] if part.is_for_lab_only),
-        before=default,
+        before=before or default,
         advanced=True,
     )
 
@@ -71,8 +71,8 @@ _OWN: tuple[Setting, ...] = (
         "flag",
         "K-LoRA",
         False,
-        "Fuse a subject LoRA and a style LoRA: in each attention layer, at each moment, the "
-        "stronger one wins and is applied alone.",
+        "Fuse a subject LoRA and a style LoRA: in each attention layer, a contest decides how much of each "
+        "is applied.",
         scope="job",
     ),
     Setting(
@@ -125,7 +125,7 @@ _OWN: tuple[Setting, ...] = (
         scope="job",
         advanced=True,
     ),
-    _part("rule", "Rule", "K-LoRA", "What decides how much of each LoRA a layer gets."),
+    _part("rule", "Rule", "steady", "What decides how much of each LoRA a layer gets.", before="K-LoRA"),
     Setting(
         "balance",
         "number",

@@ -26,6 +26,7 @@ SIDES: dict[str, Side] = {
     "added": ("<lora:{0}:1><lora:{1}:1>", None),
     "content": ("<lora:{0}:1>", None),
     "style": ("<lora:{1}:1>", None),
+    "default": ("<lora:{0}:1><lora:{1}:1>", {}),
     "K-LoRA S": ("<lora:{0}:1><lora:{1}:1>", PUBLISHED),
     "K-LoRA S*": ("<lora:{0}:1><lora:{1}:1>", {**PUBLISHED, "schedule": "S*"}),
     "keep 0.5": ("<lora:{0}:1><lora:{1}:1>", {**PUBLISHED, "keep": 0.5}),

@@ -53,9 +53,9 @@ print(json.dumps({
 """
 
 METHODS = """
-from klora.lab.benchmark.methods import method
+from klora.lab.fronts.methods import method
 
-print(method("halves halves_part=0.125").settings["rule"])
+print(method("halves halves_part=0.125").settings.rule)
 """
 
 
@@ -63,10 +63,10 @@ print(method("halves halves_part=0.125").settings["rule"])
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with the rule in it."""
     folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "klora", folder / "klora", ignore=shutil.ignore_patterns("__pycache__", "lab"))
-    shutil.copytree(ROOT / "klora" / "lab" / "benchmark", folder / "klora" / "lab" / "benchmark")
-    for file in (ROOT / "klora" / "lab").glob("*.py"):
-        shutil.copy(file, folder / "klora" / "lab")
+    but_weights = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    shutil.copytree(ROOT / "klora", folder / "klora", ignore=but_weights)
+    for file in (ROOT / "klora" / "example_pair").glob("*.safetensors"):
+        shutil.copy(file, folder / "klora" / "example_pair")
     (folder / "klora" / "rules" / "halves.py").write_text(NEW_RULE)
     registry = folder / "klora" / "rules" / "registry.py"
     text = registry.read_text()

@@ -39,6 +39,7 @@ CONTEST = {
     "gamma": st.sampled_from(["paper", "published", "off"]),
     "keep": st.floats(0, 1),
     "tau": st.floats(0.05, 10),
+    "head_start": st.floats(0.1, 20),
     "similarity": st.floats(0, 1),
     "turn": st.integers(1, 7).map(float),
     "until": st.floats(0, 1),
@@ -90,6 +91,27 @@ def test_smooth(scores: Scores, values: dict[str, object], balance: float, at: t
     expected = [slow.smooth(one, values["tau"]) for one in slow.k_lora_sides(slow_layers(scores), told, t)]
     found = engine_shares(scores, published(rule="smooth", **told), *at)
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(random_scores(), values_of, balances, moments)
+def test_steady(scores: Scores, values: dict[str, object], balance: float, at: tuple[int, int]) -> None:
+    without_time = {**values, "balance": balance, "schedule": "S", "alpha": 0.0, "beta": "1"}
+    sides = slow.k_lora_sides(slow_layers(scores), without_time, 0.0)
+    ahead = [(content * values["head_start"], style) for content, style in sides]
+    expected = [slow.smooth(one, values["tau"]) for one in ahead]
+    found = engine_shares(scores, published(rule="steady", **{**values, "balance": balance}), *at)
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(random_scores(), values_of, moments)
+def test_a_head_start_of_4_is_a_balance_of_minus_0_6(
+    scores: Scores, values: dict[str, object], at: tuple[int, int]
+) -> None:
+    ahead = engine_shares(scores, published(rule="steady", **{**values, "head_start": 4}), *at)
+    told = {**values, "head_start": 1, "balance": -0.6}
+    assert np.allclose(ahead, engine_shares(scores, published(rule="steady", **told), *at), atol=1e-9)
 
 
 @quick
@@ -243,7 +265,8 @@ def test_the_style_counts_e_times_whatever_the_guidance_is(g: float, e: float) -
 
 
 @pytest.mark.parametrize(
-    ("guidance", "counts"), [("both", (1, 1)), ("content", (1, 7)), ("none", (7, 7)), ("1", (1, 1))]
+    ("guidance", "counts"),
+    [("both", (1, 1)), ("content", (1, 7)), ("none", (7, 7)), ("1", (1, 1)), ("4x", (4, 4)), ("9x", (7, 7))],
 )
 def test_words_of_guidance(guidance: str, counts: tuple[float, float]) -> None:
     unconditional = unconditional_factors(guidance, 7.0) or (1.0, 1.0)

@@ -158,8 +158,8 @@ def test_names_alone_mean_that_it_is_wanted() -> None:
 
 def test_s_star_needs_an_alpha() -> None:
     with pytest.raises(SettingsError, match="alpha is 0"):
-        Settings(schedule="S*", alpha=0)
-    assert Settings(schedule="S", alpha=0).alpha == 0
+        Settings(rule="K-LoRA", schedule="S*", alpha=0)
+    assert Settings(rule="K-LoRA", schedule="S", alpha=0).alpha == 0
 
 
 def test_beta_auto_is_the_paper_s_for_the_schedule() -> None:

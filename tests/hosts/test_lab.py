@@ -12,30 +12,41 @@ from torch import Tensor
 pytest.importorskip("diffusers", reason="the lab needs diffusers: install the extra 'lab'")
 
 import klora
-from klora.lab import checkpoint, pairs, samples
+from klora.lab import checkpoint, demo, samples, truth
 from klora.lab.__main__ import WEIGHTS
-from klora.lab.benchmark.making import Maker, Sampling
-from klora.lab.benchmark.methods import method
-from klora.lab.benchmark.scoring import score
-from klora.lab.distance import feature_distance
-from klora.lab.judges import Judges
+from klora.lab.fronts import glance
+from klora.lab.fronts.methods import Method, method
+from klora.lab.fronts.sampling import Wanted, pictures
+from klora.lab.fronts.store import Sampling
+from klora.lab.fronts.study import Prepared
+from klora.lab.judges import judges_of
+from klora.lab.model import SIZE
+from klora.lab.pairs import Pair, all_pairs
+from klora.lab.scoring import score
+from klora.presets import held_values
+from klora.settings import Settings
 from tests.hosts.server import WebUI
 
 SEEDS = tuple(range(16))
-CONTENT, STYLE = "penguin", "porcelain"
+CONTENT, STYLE = "rabbit-face-sunglasses", "porcelain"
 
-#: Method of the benchmark -> which of the two LoRAs the prompt calls.
-SIDES: dict[str, tuple[bool, bool]] = {
-    "content only": (True, False),
-    "style only": (False, True),
-    "added 1+1": (True, True),
-    "K-LoRA S": (True, True),
-    "K-LoRA S*": (True, True),
-    "K-LoRA default": (True, True),
-    "K-LoRA keep=0.5 guidance=content": (True, True),
-    "smooth tau=1 guidance=none": (True, True),
-    "weights guidance=2": (True, True),
-    "weights style_from=0.6 content_to=0.6 balance=0.1": (True, True),
+#: Which of the two LoRAs the prompt calls, where it calls one alone.
+ALONE = {glance.CONTENT_ALONE: 0, glance.STYLE_ALONE: 1}
+
+#: What else is made: the columns of the demo, and settings that put every part of the way to work.
+METHODS: dict[str, tuple[Method, float]] = {
+    **demo.compared(Settings()),
+    **{
+        name: (method(name), balance)
+        for name, balance in (
+            ("K-LoRA schedule=S*", 0.0),
+            ("K-LoRA keep=0.5 guidance=content", 0.0),
+            ("smooth tau=1 guidance=none", 0.0),
+            ("weights guidance=2", 0.0),
+            ("weights style_from=0.6 content_to=0.6", 0.1),
+            ("weights transform=NP-LoRA", 0.0),
+        )
+    },
 }
 
 #: The tag's window of either LoRA -> what `klora.add_timed` is told.
@@ -62,11 +73,34 @@ def lab(webui: WebUI, models: Path, tmp_path_factory: pytest.TempPathFactory) ->
     webui.options(sd_model_checkpoint="sd1-a.safetensors")
 
 
-def _pictures(webui: WebUI, pair: pairs.Pair, side: str) -> Tensor:
-    """Pictures [seeds, 3, 64, 64] in bytes, made as the lab makes them."""
-    settings, names = method(side).settings, (pair.content.name, pair.style.name)
-    tags = "".join(f"<lora:{name}:1>" for name, wanted in zip(names, SIDES[side], strict=True) if wanted)
-    return _made(webui, f"{pair.prompt}{tags}", settings)
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return all_pairs("individuals", "test", WEIGHTS / "loras", [CONTENT], [STYLE])[0]
+
+
+def _in_the_lab(pair: Pair, side: str) -> Tensor:
+    """Pictures [seeds, 3, 128, 128] in bytes, made as the benchmark makes them."""
+    prepared = Prepared(checkpoint.model_of(WEIGHTS), pair, Sampling(WEIGHTS))
+    branches = prepared.branches
+    if side in ALONE:
+        dealt = glance.alone(branches.names, ALONE[side], samples.STEPS)
+    else:
+        chosen, balance = METHODS[side]
+        _, branches = prepared.transformed(chosen.settings)
+        dealt = prepared.dealt(chosen, balance)
+    wanted = [Wanted(seed, dealt, samples.GUIDANCE) for seed in SEEDS]
+    return pictures(prepared.model, branches, pair.prompt, wanted, samples.STEPS)
+
+
+def _in_the_webui(webui: WebUI, pair: Pair, side: str) -> Tensor:
+    """Pictures [seeds, 3, 128, 128] in bytes, made as the lab makes them."""
+    names = (pair.content.name, pair.style.name)
+    called = names if side not in ALONE else (names[ALONE[side]],)
+    settings = None
+    if side not in ALONE:
+        chosen, balance = METHODS[side]
+        settings = held_values(chosen.at(balance))
+    return _made(webui, pair.prompt + "".join(f"<lora:{name}:1>" for name in called), settings)
 
 
 def _made(webui: WebUI, prompt: str, settings: Mapping[str, object] | None) -> Tensor:
@@ -80,19 +114,19 @@ def _made(webui: WebUI, prompt: str, settings: Mapping[str, object] | None) -> T
             cfg_scale=samples.GUIDANCE,
             sampler_name="DPM++ 2M",
             scheduler="SGM Uniform",  # the timesteps of the lab's scheduler
+            width=SIZE,
+            height=SIZE,
         )
-        made.append(torch.frombuffer(bytearray(answer.raw), dtype=torch.uint8).reshape(64, 64, 3))
+        made.append(torch.frombuffer(bytearray(answer.raw), dtype=torch.uint8).reshape(SIZE, SIZE, 3))
     return torch.stack(made).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_a_picture_is_worth_what_it_is_in_the_lab(lab: WebUI, side: str) -> None:
-    pair = pairs.make_pair(CONTENT, STYLE, WEIGHTS / "loras")
-    judges = Judges.load(WEIGHTS / "judges.safetensors")
-    ours = Maker(Sampling(WEIGHTS)).make(pair, method(side), SEEDS).pictures
-    theirs = _pictures(lab, pair, side)
-    found = [score(judges, feature_distance(judges), pair, one) for one in (ours, theirs)]
-    for measure in ("subject", "style"):
+@pytest.mark.parametrize("side", [*ALONE, *METHODS])
+def test_a_picture_is_worth_what_it_is_in_the_lab(lab: WebUI, pair: Pair, side: str) -> None:
+    ours, theirs = _in_the_lab(pair, side), _in_the_webui(lab, pair, side)
+    true = truth.drawings(WEIGHTS / truth.NAME)[pair.content.name, STYLE]
+    found = [score(judges_of(WEIGHTS), pair.content, STYLE, one, true) for one in (ours, theirs)]
+    for measure in ("identity", "style"):
         here, there = (float(one[measure].mean()) for one in found)
         print(f"{side}: {measure} {here:.3f} in the lab, {there:.3f} in the WebUI")
         assert abs(here - there) <= 1 / len(SEEDS)  # one picture at the judge's limit
@@ -102,11 +136,9 @@ def test_a_picture_is_worth_what_it_is_in_the_lab(lab: WebUI, side: str) -> None
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-def test_a_window_is_what_it_is_in_the_lab(lab: WebUI, windows: tuple[str, str]) -> None:
-    pair = pairs.make_pair(CONTENT, STYLE, WEIGHTS / "loras")
-    files = (pair.content_file, pair.style_file)
-    pipe = Maker(Sampling(WEIGHTS)).pipe
-    timed = [klora.TimedLora(file, 1.0, window) for file, window in zip(files, windows, strict=True)]
+def test_a_window_is_what_it_is_in_the_lab(lab: WebUI, pair: Pair, windows: tuple[str, str]) -> None:
+    pipe = samples.pipeline(checkpoint.model_of(WEIGHTS))
+    timed = [klora.TimedLora(file, 1.0, window) for file, window in zip(pair.files, windows, strict=True)]
     with klora.add_timed(pipe, timed):
         ours = samples.generate(pipe, [pair.prompt] * len(SEEDS), SEEDS, samples.STEPS, samples.GUIDANCE)
     names = (pair.content.name, pair.style.name)

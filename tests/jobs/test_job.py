@@ -105,8 +105,8 @@ def test_positional_arguments_and_unticked_garbage(webui: Webui) -> None:
     assert wanted_settings([{"enabled": False, "alpha": 3}], p) is None
     with pytest.raises(SettingsError, match="alpha is nan"):
         wanted_settings([{"alpha": float("nan")}], p)
-    p.klora_overrides = {"enabled": True, "alpha": 2.5}
-    assert wanted_settings([False, "garbage"], p) == Settings(enabled=True, alpha=2.5, preset="none")
+    p.klora_overrides = {"enabled": True, "balance": 0.25}
+    assert wanted_settings([False, "garbage"], p) == Settings(enabled=True, balance=0.25, preset="none")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ def test_weights_and_mode_are_settings_of_a_tag() -> None:
         ("<klora:fox:ink:blance=0>", r"there is no setting 'blance'; a prompt may set .*balance"),
         ("<klora:fox:ink:show_plan=true>", r"no setting 'show_plan'"),
         ("<klora:fox:ink:enabled=false>", r"no setting 'enabled'"),
-        ("<klora:fox:ink:schedule=S*,alpha=0>", r"in <klora:fox:ink:schedule=S\*,alpha=0>, alpha is 0"),
+        (
+            "<klora:fox:ink:rule=K-LoRA,schedule=S*,alpha=0>",
+            r"in <klora:fox:ink:rule=K-LoRA,schedule=S\*,alpha=0>, alpha is 0",
+        ),
     ],
 )
 def test_errors_name_the_tag_and_the_part(written: str, message: str) -> None:

@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 for module in ("diffusers", "transformers", "PIL", "scipy"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
+from klora.lab import truth  # noqa: E402
 from klora.lab.fronts import crosscheck  # noqa: E402
-from klora.lab.world2 import truth  # noqa: E402
-from klora.lab.world2.pairs import Pair  # noqa: E402
-from klora.lab.world2.recipes import RECIPES  # noqa: E402
+from klora.lab.pairs import Pair  # noqa: E402
+from klora.lab.recipes import RECIPES  # noqa: E402
 
-BEAR, OWL = RECIPES["content-bear-top-hat"], RECIPES["content-owl-ribbon"]
+BEAR, OWL = RECIPES["content-bear-top-hat"], RECIPES["content-owl-top-hat"]
 
 
 def _eye(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,19 +32,8 @@ def _drawing(channel: int, is_left: bool) -> np.ndarray:
 
 
 def test_a_picture_is_named_by_the_nearest_true_drawing(tmp_path: Path) -> None:
-    import json
-
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    rows = [
-        np.concatenate([_drawing(channel, is_left) for is_left in (True, False)], axis=1)
-        for channel in (0, 2)
-    ]
-    metadata = PngInfo()
-    metadata.add_text("klora-truth", json.dumps({one.name: ["riso", "neon"] for one in (BEAR, OWL)}))
-    path = tmp_path / "truth.png"
-    Image.fromarray(np.concatenate(rows)).save(path, pnginfo=metadata)
+    rows = [[_drawing(channel, is_left) for is_left in (True, False)] for channel in (0, 2)]
+    path = truth.save(tmp_path / truth.NAME, {one.name: ["riso", "neon"] for one in (BEAR, OWL)}, rows)
     true = truth.drawings(path)
     made = torch.stack([true[BEAR.name, "riso"], true[OWL.name, "riso"], true[BEAR.name, "neon"]])
     found = crosscheck.name(_eye, Pair(BEAR, RECIPES["style-riso"], tmp_path), made, path)

@@ -1,4 +1,4 @@
-"""``python -m klora demo``, with an untrained lab and, where its weights are there, with the real one."""
+"""``python -m klora demo``, with an untrained lab and with the one that is shipped."""
 
 from __future__ import annotations
 
@@ -10,54 +10,95 @@ import pytest
 
 from klora.__main__ import main, parser
 from klora.commands.plan import rule_settings
-from klora.lab import demo, pairs
+from klora.lab import demo
+from klora.lab.fronts import glance
+from klora.lab.recipes import INDIVIDUAL, STRANGER, STYLE
+from klora.presets import BALANCED
 from klora.settings import Settings
-from tests.lab.conftest import SUBJECTS
-from tests.published import published
+from tests.lab.conftest import SHIPPED
 
-EMBEDDED = bool(demo.names("content")) and bool(demo.names("style"))
+
+def shipped(kind: str, half: str = "test") -> list[str]:
+    """Subjects or styles of the untrained lab."""
+    return [one.subject for one in SHIPPED if (one.kind, one.half) == (kind, half)]
+
+
+SUBJECTS, STYLES = shipped(INDIVIDUAL), shipped(STYLE)
+COLUMNS = [
+    *(glance.TRUE, glance.CONTENT_ALONE, glance.STYLE_ALONE, "added 1 + 1"),
+    *("K-LoRA as published (S)", BALANCED.name),
+]
 
 
 def _arguments(weights: Path, out: Path, *more: str) -> list[str]:
-    return ["demo", "--weights", str(weights), "--out", str(out), "--steps", "2", "--seeds", "2", *more]
+    return ["demo", "--weights", str(weights), "--out", str(out), "--steps", "2", *more]
 
 
-def test_pictures_plan_and_scores(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    style = pairs.default_styles()[1]
-    more = ("--content", SUBJECTS[1], "--style", style, "--clock", "noise", "--top-k", "64")
-    assert main(_arguments(weights, tmp_path, *more)) == 0
+def test_three_subjects_and_two_styles_with_plan_and_scores(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(weights, tmp_path)) == 0
     said = capsys.readouterr().out
-    assert f"{SUBJECTS[1]} + {style}" in said
-    for name in ("content only", "style only", "added 1+1", "K-LoRA S ", "K-LoRA S*"):
-        assert name in said
-    assert said.count(" of 2 (") == 10
+    pairs = [f"{subject} + {style}" for subject in SUBJECTS[:3] for style in STYLES[:2]]
+    assert ", ".join(pairs) in said
+    assert all(f"\n{label} " in said for label in COLUMNS)
+    assert said.count(" of 6") == 3 * len(COLUMNS)
     from PIL import Image
 
     for name in ("demo.png", "plan.png"):
         assert str(tmp_path / name) in said
     with Image.open(tmp_path / "demo.png") as sheet:
-        assert sheet.width > 6 * 4 * 64
-        assert sheet.height > 2 * 4 * 64
+        assert sheet.width > 6 * 2 * 128
+        assert sheet.height > 6 * 2 * 128
 
 
-def test_the_plan_is_that_of_the_schedule_asked_for(weights: Path) -> None:
-    pair = demo.choose_pair(None, None, weights)
-    made = demo.run(pair, published(schedule="S*", alpha=3.0), [5], steps=3, weights=weights)
-    assert made.plan.steps == 3
-    assert made.pair.subject == SUBJECTS[0]
-    star = next(one for one in made.shown if one.method.name == "K-LoRA S*")
-    assert star.method.settings is not None
-    assert star.method.settings["alpha"] == 3.0
-    assert {one.pictures.shape for one in made.shown} == {(1, 3, 64, 64)}
+def test_subjects_styles_and_seeds_of_ones_own(weights: Path) -> None:
+    pairs = demo.choose_pairs(SUBJECTS[3:], STYLES[2:], weights)
+    assert [pair.name for pair in pairs] == [f"{SUBJECTS[3]} + {STYLES[2]}"]
+    rows = demo.run(pairs, Settings(schedule="S*", balance=0.25), [5, 6], steps=2, weights=weights)
+    assert [one.seed for one in rows] == [5, 6]
+    assert list(rows[0].pictures) == [*COLUMNS[:-1], "your settings"]
+    assert {picture.shape for picture in rows[0].pictures.values()} == {(3, 128, 128)}
+    assert not rows[0].pictures["your settings"].equal(rows[1].pictures["your settings"])
+    assert rows[0].pictures[glance.TRUE].equal(rows[1].pictures[glance.TRUE])
+    plan = demo.plan_of(pairs[0], Settings(balance=0.5), 3)
+    assert plan.steps == 3
+    assert plan.shares.tolist() != demo.plan_of(pairs[0], Settings(), 3).shares.tolist()
+
+
+def test_the_hard_world_has_strangers(weights: Path) -> None:
+    pairs = demo.choose_pairs([], [], weights, hard=True)
+    assert [pair.content.kind for pair in pairs] == [STRANGER] * 2
+    named = demo.choose_pairs(shipped(STRANGER), STYLES[:1], weights)
+    assert named == pairs[:1]
+
+
+def test_names_of_the_other_half_choose_from_that_half(weights: Path) -> None:
+    pairs = demo.choose_pairs(shipped(INDIVIDUAL, "development"), [], weights)
+    assert [pair.style.subject for pair in pairs] == shipped(STYLE, "development")
+
+
+def test_the_last_column_is_what_a_new_user_has() -> None:
+    shown = demo.compared(Settings())
+    method, balance = shown[BALANCED.name]
+    assert method.settings == Settings(**BALANCED.complete())
+    assert balance == method.settings.balance
+    published, _ = shown["K-LoRA as published (S)"]
+    assert (published.settings.rule, published.settings.keep, published.settings.alpha) == ("K-LoRA", 0, 1.5)
+    added, _ = shown["added 1 + 1"]
+    assert (added.settings.rule, added.settings.content_weight, added.settings.style_weight) == (
+        *("weights", 1),
+        1,
+    )
 
 
 def test_a_prompt_of_ones_own(weights: Path) -> None:
-    pair = demo.choose_pair(None, None, weights)
+    pairs = demo.choose_pairs(SUBJECTS[:1], STYLES[:1], weights)
     usual, other = (
-        demo.run(pair, Settings(), [0], prompt=prompt, steps=2, weights=weights) for prompt in (None, "a fox")
+        demo.run(pairs, Settings(), [0], prompt=prompt, steps=1, weights=weights)[0].pictures
+        for prompt in (None, "a fox")
     )
-    assert (usual.prompt, other.prompt) == (pair.prompt, "a fox")
-    assert not usual.shown[0].pictures.equal(other.shown[0].pictures)
+    assert not usual[BALANCED.name].equal(other[BALANCED.name])
 
 
 def test_every_setting_of_the_rule_is_an_option() -> None:
@@ -70,8 +111,11 @@ def test_every_setting_of_the_rule_is_an_option() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--content", "dragonfruit"), "the lab has no content LoRA dragonfruit"),
-        (("--style", "chalk"), "the lab has no style LoRA chalk"),
+        (("--content", "dragonfruit"), "the lab has no individual or stranger dragonfruit"),
+        (("--style", "chalk"), "the lab has no style chalk"),
+        (("--content", SUBJECTS[0], "--style", "engraving"), "the test half has no style engraving"),
+        (("--content", SUBJECTS[0], "bear-top-hat"), "the test half has no individual bear-top-hat"),
+        (("--content", "hamster-sunglasses"), "the LoRA content-hamster-sunglasses is not in"),
         (("--seeds", "0"), "seeds is 0"),
         (("--gamma", "big"), "gamma"),
     ],
@@ -103,16 +147,10 @@ def test_a_missing_extra_is_named(
 
 def test_the_loras_are_listed(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--weights", str(weights), "--list"]) == 0
-    content, style = capsys.readouterr().out.splitlines()
-    assert content == "content: " + ", ".join(SUBJECTS)
-    assert all(name in style for name in pairs.default_styles())
-
-
-@pytest.mark.skipif(not EMBEDDED, reason="the lab's LoRAs are not in klora/lab/weights/loras")
-def test_the_embedded_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--out", str(tmp_path), "--seeds", "2"]) == 0
-    content = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("content only"))
-    assert content.split()[2:5] == ["2", "of", "2"]  # the subject, as the gates ask of every content LoRA
+    told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert told[INDIVIDUAL] == ", ".join(["bear-top-hat", *SUBJECTS])
+    assert told[STYLE] == ", ".join(["engraving", *STYLES])
+    assert told[STRANGER] == ", ".join(shipped(STRANGER))
 
 
 def test_plan_without_files_takes_the_pair_that_ships(capsys: pytest.CaptureFixture[str]) -> None:

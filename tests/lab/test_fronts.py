@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,15 @@ torch = pytest.importorskip("torch")
 for module in ("diffusers", "transformers", "PIL", "scipy", "matplotlib"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
+from PIL import Image  # noqa: E402
+
 from klora.errors import KloraError  # noqa: E402
-from klora.lab.fronts import methods, report, statistics  # noqa: E402
+from klora.lab.__main__ import main as lab  # noqa: E402
+from klora.lab.fronts import methods, report, statistics, worlds  # noqa: E402
 from klora.lab.fronts.statistics import Front  # noqa: E402
-from klora.lab.world2.scoring import MEASURES  # noqa: E402
+from klora.lab.scoring import MEASURES  # noqa: E402
+from klora.presets import BALANCED  # noqa: E402
+from klora.settings import Settings, rule_settings  # noqa: E402
 
 
 def test_a_name_says_rule_and_settings() -> None:
@@ -136,3 +142,28 @@ def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
     assert "Difference from: weights" in text
     assert "| smooth |" in text
     assert written[2].stat().st_size > 5000
+
+
+def test_both_worlds_are_drawn_from_their_reports(tmp_path: Path) -> None:
+    folder, path = tmp_path / "out", tmp_path / "fronts.png"
+    asked = ["benchmark", "--out", str(folder), "--picture", str(path)]
+    folder.mkdir()
+    for world in ("individuals", "strangers"):
+        assert lab(asked) != 0
+        told = {
+            "methods": [{"name": "weights", "balance": 0.0}],
+            "fronts": {"weights": {"balances": [0.0], "style": [0.5], "identity": [0.4]}},
+        }
+        (folder / f"{world}-development-4.json").write_text(json.dumps(told))
+    assert lab(asked) == 0
+    with Image.open(path) as drawn:
+        assert drawn.width > drawn.height > 300
+
+
+def test_what_is_drawn_as_the_default_is_the_default() -> None:
+    name = next(method for method, label in worlds.SHOWN.items() if label.startswith(BALANCED.name))
+    drawn = methods.method(name).at(0)
+    default = Settings()
+    assert {one.name: drawn.values[one.name] for one in rule_settings() if default.shapes(one)} == {
+        one.name: default.values[one.name] for one in rule_settings() if default.shapes(one)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,51 +14,32 @@ for module in ("diffusers", "transformers", "PIL", "scipy", "matplotlib"):
 
 from klora.errors import KloraError  # noqa: E402
 from klora.files import read_lora  # noqa: E402
-from klora.lab import checkpoint, loras, model, samples  # noqa: E402
+from klora.lab import checkpoint, model, samples, truth  # noqa: E402
 from klora.lab.fronts import branches, calibration, effects, glance, methods, sampling  # noqa: E402
 from klora.lab.fronts.dealing import Dealt, by_the_engine, with_content_strength  # noqa: E402
 from klora.lab.fronts.store import Sampling, Store  # noqa: E402
 from klora.lab.fronts.study import Files, Prepared, Study  # noqa: E402
-from klora.lab.world2 import judges, truth  # noqa: E402
-from klora.lab.world2.pairs import Pair, all_pairs  # noqa: E402
-from klora.lab.world2.recipes import RECIPES, Recipe  # noqa: E402
-from klora.lab.world2.scoring import MEASURES  # noqa: E402
+from klora.lab.lora_files import merged  # noqa: E402
+from klora.lab.pairs import Pair, all_pairs  # noqa: E402
+from klora.lab.recipes import RECIPES  # noqa: E402
+from klora.lab.scoring import MEASURES  # noqa: E402
+from tests.lab.conftest import BEAR as CONTENT  # noqa: E402
+from tests.lab.conftest import ENGRAVING as STYLE  # noqa: E402
 
 STEPS = 3
-CONTENT, STYLE = RECIPES["content-bear-top-hat"], RECIPES["style-neon"]
-
-
-def random_lora(recipe: Recipe, denoiser: torch.nn.Module, folder: Path, seed: int) -> Path:
-    """A LoRA of the recipe's shape with random weights, strong enough to change a picture."""
-    chance = torch.Generator().manual_seed(seed)
-    named = {}
-    for stem, module in loras.layers(denoiser).items():
-        if not any(stem.endswith(target.replace(".", "_")) for target in recipe.targets):
-            continue
-        out_width, in_width, *edge = module.weight.shape
-        down = torch.randn(recipe.rank, in_width, *edge, generator=chance) / in_width**0.5
-        up = 0.3 * torch.randn(out_width, recipe.rank, *[1 for _ in edge], generator=chance)
-        named[f"{stem}.lora_down.weight"], named[f"{stem}.lora_up.weight"] = down.half(), up.half()
-        named[f"{stem}.alpha"] = torch.tensor(float(recipe.alpha)).half()
-    return loras.save(named, recipe, folder)
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained world 2: checkpoint, judges, a pair, and a true drawing."""
-    folder = tmp_path_factory.mktemp("world2")
-    torch.manual_seed(0)
-    made = model.build_model(model.SECOND)
-    checkpoint.export(made, folder, shape=model.SECOND)
-    judges.Judges(judges.SubjectJudge(), judges.style_judge()).save(folder / "judges.safetensors")
-    for seed, recipe in enumerate((CONTENT, STYLE)):
-        random_lora(recipe, made.denoiser, folder / "loras", seed)
+def lab(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained lab, in a folder of its own for what these tests write."""
+    folder = tmp_path_factory.mktemp("fronts") / "lab"
+    shutil.copytree(weights, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(lab: Path) -> model.Model:
-    return checkpoint.load(lab / "klora-lab.safetensors", model.SECOND)
+    return checkpoint.model_of(lab)
 
 
 @pytest.fixture
@@ -77,7 +59,7 @@ def prepared(trained: model.Model, pair: Pair, lab: Path) -> Prepared:
 def _merged_picture(trained: model.Model, pair: Pair, shares: tuple[float, float], seed: int) -> torch.Tensor:
     """What the pipeline makes of the LoRAs merged with these weights."""
     content, style = pair.files
-    with loras.merged(trained.denoiser, content, shares[0]), loras.merged(trained.denoiser, style, shares[1]):
+    with merged(trained.denoiser, content, shares[0]), merged(trained.denoiser, style, shares[1]):
         return samples.generate(samples.pipeline(trained), [pair.prompt], [seed], STEPS, 4.0)[0]
 
 
@@ -120,9 +102,9 @@ def _two_merged_forwards(trained: model.Model, pair: Pair, seed: int) -> torch.T
         torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) * solver.init_noise_sigma
     )
     for when in solver.timesteps:
-        with loras.merged(trained.denoiser, content):
+        with merged(trained.denoiser, content):
             without = trained.denoiser(latents, when, contexts[:1]).sample
-            with loras.merged(trained.denoiser, style):
+            with merged(trained.denoiser, style):
                 guided = trained.denoiser(latents, when, contexts[1:]).sample
         latents = solver.step(without + 4 * (guided - without), when, latents).prev_sample
     drawn = trained.autoencoder.decode(latents / model.LATENT_SCALE).sample[0]
@@ -152,8 +134,6 @@ def test_a_strength_of_the_content_counts_so_often_in_the_guided_prediction(pair
 
 
 def test_a_studys_pictures_are_scored_once(lab: Path, pair: Pair) -> None:
-    drawn = np.zeros((128, 128, 3), np.uint8)
-    _write_truth(lab / truth.NAME, drawn)
     study = Study(
         Store(lab / "scores", Sampling(lab, steps=2)),
         [methods.method("weights"), methods.method("K-LoRA")],
@@ -167,17 +147,6 @@ def test_a_studys_pictures_are_scored_once(lab: Path, pair: Pair) -> None:
     assert front.values.shape == (1, 3, len(MEASURES))
     more = Study(study.store, study.methods, [pair], range(3), study.balances)
     assert len(more.open_tasks(pair)) == 6
-
-
-def _write_truth(path: Path, drawn: np.ndarray) -> None:
-    import json
-
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    metadata = PngInfo()
-    metadata.add_text("klora-truth", json.dumps({CONTENT.name: [STYLE.subject]}))
-    Image.fromarray(drawn).save(path, pnginfo=metadata)
 
 
 def test_np_lora_leaves_content_nothing_in_the_styles_row_space(
@@ -259,34 +228,45 @@ def test_by_effect_the_larger_effect_wins(trained: model.Model, pair: Pair) -> N
 
 
 def test_a_spread_meets_all_styles_alike(lab: Path) -> None:
-    recipes_of_half = [one for one in RECIPES.values() if one.half == "test"]
-    for recipe in recipes_of_half:
-        (lab / "loras" / f"{recipe.name}.safetensors").touch()
-    every = all_pairs(2, "test", lab / "loras")
-    some = all_pairs(2, "test", lab / "loras", spread=2)
-    assert (len(every), len(some)) == (64, 32)
+    for recipe in RECIPES.values():
+        if recipe.half == "test":
+            (lab / "loras" / f"{recipe.name}.safetensors").touch()
+    every = all_pairs("individuals", "test", lab / "loras")
+    some = all_pairs("individuals", "test", lab / "loras", spread=2)
+    assert (len(every), len(some)) == (48, 32)
     met = [pair.style.subject for pair in some]
-    assert {style: met.count(style) for style in met} == dict.fromkeys(met, 8)
+    assert sorted(met.count(style) for style in set(met)) == [10, 11, 11]
     assert len({pair.name for pair in some}) == 32
-    with pytest.raises(KloraError, match=r"python -m klora\.lab\.world2"):
-        all_pairs(1, "development", lab / "loras")
+    with pytest.raises(KloraError, match="train --stage loras"):
+        all_pairs("strangers", "development", lab / "loras")
 
 
 def test_a_glance_has_the_truth_each_alone_and_the_methods(lab: Path, pair: Pair) -> None:
-    drawn = np.full((128, 128, 3), 77, np.uint8)
-    _write_truth(lab / truth.NAME, drawn)
-    truth.drawings.cache_clear()
-    shown = {"added": (methods.method("weights"), 0.0), "fused": (methods.method("K-LoRA"), 0.0)}
-    made = glance.row(Sampling(lab, steps=STEPS), pair, shown, seed=1)
-    assert len(made) == 5
-    assert (made[0] == 77).all()
-    for place, shares in ((1, (1.0, 0.0)), (2, (0.0, 1.0)), (3, (1.0, 1.0))):
-        expected = _merged_picture(trained_of(lab), pair, shares, 1)
-        assert (made[place].int() - expected.int()).abs().max() <= 1
-    sheet = glance.sheet(Sampling(lab, steps=1), [pair], shown)
-    assert sheet.width > 5 * 128
+    rewritten = "weights transform=NP-LoRA mu=1000000"
+    shown = {
+        "added": (methods.method("weights"), 0.0),
+        "rewritten": (methods.method(rewritten), 0.0),
+        "fused": (methods.method("K-LoRA"), 0.0),
+    }
+    found = glance.row(Sampling(lab, steps=STEPS), pair, shown, seed=1)
+    assert list(found) == [glance.TRUE, glance.CONTENT_ALONE, glance.STYLE_ALONE, *shown]
+    assert torch.equal(found[glance.TRUE], truth.drawings(lab / truth.NAME)[CONTENT.name, STYLE.subject])
+    for label, shares in (
+        (glance.CONTENT_ALONE, (1.0, 0.0)),
+        (glance.STYLE_ALONE, (0.0, 1.0)),
+        ("added", (1.0, 1.0)),
+    ):
+        expected = _merged_picture(checkpoint.model_of(lab), pair, shares, 1)
+        assert (found[label].int() - expected.int()).abs().max() <= 1
+    alone = prepared(checkpoint.model_of(lab), pair, lab)
+    expected = glance.made(alone, {"rewritten": shown["rewritten"]}, 1)["rewritten"]
+    assert (found["rewritten"].int() - expected.int()).abs().max() <= 1
+    assert not torch.equal(found["rewritten"], found["added"])
 
 
-def trained_of(lab: Path) -> model.Model:
-    """The model of the untrained lab."""
-    return checkpoint.load(lab / "klora-lab.safetensors", model.SECOND)
+def test_a_glance_says_the_prompt_that_is_asked_for(lab: Path, pair: Pair) -> None:
+    usual, other = (
+        glance.row(Sampling(lab, steps=1), pair, {}, 0, prompt)[glance.CONTENT_ALONE]
+        for prompt in (None, "a fox")
+    )
+    assert not torch.equal(usual, other)

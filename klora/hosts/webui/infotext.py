@@ -12,6 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from klora.errors import SettingsError
+from klora.rules import PARTS
 from klora.settings import Setting, Settings, SettingValue, shown
 
 PAIR_KEY = "K-LoRA"
@@ -81,7 +82,7 @@ def restored(setting: Setting, parameters: Mapping[str, object]) -> SettingValue
 
     Without K-LoRA in the text only the box is unticked: the other controls keep what the user chose.
     A value that is no longer valid gives way to the default, a setting that the picture did not know yet to
-    what it then was.
+    what it then was, one that its rule does not read to the default.
     """
     if setting.name == "enabled":
         return is_in(parameters)
@@ -89,11 +90,19 @@ def restored(setting: Setting, parameters: Mapping[str, object]) -> SettingValue
         return None
     text = _text(parameters, setting.infotext_key)
     if text is None:
-        return setting.value_before
+        is_of_a_part = setting.scope == "rule" and setting.name not in PARTS
+        is_read = not is_of_a_part or _parts_of(parameters).shapes(setting)
+        return setting.value_before if is_read else setting.default
     try:
         return setting.parse(text)
     except SettingsError:
         return setting.default
+
+
+def _parts_of(parameters: Mapping[str, object]) -> Settings:
+    """The settings that choose the rule and the transform of the picture, the others at their defaults."""
+    told = {name: restored(Settings.declaration(name), parameters) for name in PARTS}
+    return Settings(**told)
 
 
 def _written_settings() -> tuple[Setting, ...]:

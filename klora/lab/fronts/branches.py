@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from klora.files import LoraFile
 from klora.files.conversion import state_dict_in
-from klora.lab.loras import layers
+from klora.lab.lora_files import layers
 
 
 @dataclass(frozen=True)

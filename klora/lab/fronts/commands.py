@@ -1,4 +1,4 @@
-"""``python -m klora.lab fronts``: run the study and report it."""
+"""``python -m klora.lab benchmark``: run the study and report it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
-from klora.lab.fronts import methods, prediction, report
+from klora.lab.fronts import methods, prediction, report, worlds
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
-from klora.lab.world2.pairs import HALVES, WORLDS, all_pairs
+from klora.lab.pairs import HALVES, WORLDS, all_pairs
 
 SEEDS = 2
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
     """Declare the arguments."""
-    parser.add_argument("--world", type=int, choices=list(WORLDS), default=2)
-    parser.add_argument("--half", choices=list(HALVES), default=HALVES[0])
+    parser.add_argument(
+        "--world",
+        choices=list(WORLDS),
+        default=next(iter(WORLDS)),
+        help="individuals of kinds that the base model knows, or, the hard case, strangers",
+    )
+    parser.add_argument(
+        "--half",
+        choices=list(HALVES),
+        default=HALVES[0],
+        help=f"pairs to choose on, or those that are only reported (default: {HALVES[0]})",
+    )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="such as 'K-LoRA keep=0.7'")
     parser.add_argument("--subjects", nargs="+", metavar="NAME")
     parser.add_argument("--styles", nargs="+", metavar="NAME")
@@ -33,11 +43,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each pair (default: {SEEDS})")
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--weights", type=Path, required=True, help="folder of world 2's weights")
-    parser.add_argument("--out", type=Path, default=Path("klora-out") / "fronts", help="scores and reports")
+    parser.add_argument("--weights", type=Path, default=default_weights, help="folder of the lab's weights")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("klora-out") / "benchmark",
+        help="folder for scores and reports; what is scored there is not made again",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread (default: 1)")
     parser.add_argument(
         "--predict", action="store_true", help="tell outcomes from files: scores of both halves must be made"
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="draw the reports of both worlds in it, make nothing",
     )
     parser.add_argument("--list", action="store_true", help="list the study's methods and make nothing")
 
@@ -47,6 +68,12 @@ def run(chosen: Namespace) -> int:
     if chosen.list:
         print("\n".join(methods.study()))
         return 0
+    if chosen.picture is not None:
+        worlds.picture([_stem(chosen, world).with_suffix(".json") for world in WORLDS], chosen.picture)
+        return 0
+    for name in ("seeds", "steps", "workers"):
+        if getattr(chosen, name) < 1:
+            raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
     if chosen.predict:
         return _predict(chosen)
     study = _study(chosen, chosen.half)
@@ -58,11 +85,17 @@ def run(chosen: Namespace) -> int:
     there = {front.method for front in fronts}
     references = [name for name in (choice.added, *methods.PUBLISHED.values()) if name in there]
     made = report.rows(fronts, choice.balances, references)
-    title = f"World {chosen.world}, {chosen.half} half, guidance {chosen.guidance_scale:g}"
-    stem = chosen.out / f"world-{chosen.world}-{chosen.half}-{chosen.guidance_scale:g}"
+    title = f"{chosen.world.capitalize()}, {chosen.half} half, guidance {chosen.guidance_scale:g}"
     print(report.table(made))
-    print("written: " + ", ".join(map(str, report.write(made, fronts, references, title, stem))))
+    written = report.write(made, fronts, references, title, _stem(chosen, chosen.world))
+    print("written: " + ", ".join(map(str, written)))
     return 0
+
+
+def _stem(chosen: Namespace, world: str) -> Path:
+    """Where the report of a world lies, without its ending."""
+    folder: Path = chosen.out
+    return folder / f"{world}-{chosen.half}-{chosen.guidance_scale:g}"
 
 
 def _study(chosen: Namespace, half: str) -> Study:

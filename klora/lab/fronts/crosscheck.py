@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from klora.errors import KloraError
-from klora.lab.autoencoder import to_signed
-from klora.lab.model import in_parts
-from klora.lab.world2 import truth
-from klora.lab.world2.pairs import Pair
-from klora.lab.world2.recipes import RECIPES
+from klora.lab import truth
+from klora.lab.model import in_parts, to_signed
+from klora.lab.pairs import Pair
+from klora.lab.recipes import RECIPES
 
 Eye = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pictures [n, 3, h, w] in bytes to features for things and features for styles, each [n, features]."""

@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from klora.lab import sheets
+from klora.lab import checkpoint, truth
 from klora.lab.fronts.dealing import Dealt
 from klora.lab.fronts.methods import Method
 from klora.lab.fronts.sampling import Wanted, pictures
 from klora.lab.fronts.store import Sampling
-from klora.lab.fronts.study import Prepared, loaded_model
-from klora.lab.world2 import truth
-from klora.lab.world2.pairs import Pair
+from klora.lab.fronts.study import Prepared
+from klora.lab.pairs import Pair
 
 TRUE, CONTENT_ALONE, STYLE_ALONE = "the true drawing", "subject LoRA alone", "style LoRA alone"
+Methods = Mapping[str, tuple[Method, float]]
+"""What is shown beside truth and LoRAs alone: from a label to a method and its balance."""
 
 
-def _alone(names: tuple[str, ...], side: int, steps: int) -> Dealt:
-    """Shares of one LoRA alone in every layer, in both passes."""
+def alone(names: tuple[str, ...], side: int, steps: int) -> Dealt:
+    """Shares of one LoRA alone, 0 content or 1 style, in every layer and both passes."""
     table = np.zeros((steps, len(names), 2))
     table[..., side] = 1
     return Dealt(names, table, table)
 
 
-def row(
-    sampling: Sampling, pair: Pair, methods: Mapping[str, tuple[Method, float]], seed: int
-) -> list[Tensor]:
-    """A pair's pictures [3, h, w] in bytes: the truth, each LoRA alone, then every method at its balance."""
-    prepared = Prepared(loaded_model(sampling.weights), pair, sampling)
-    branches, steps = prepared.branches, sampling.steps
-    dealt = [_alone(branches.names, side, steps) for side in (0, 1)]
-    dealt += [prepared.dealt(method, balance) for method, balance in methods.values()]
-    wanted = [Wanted(seed, one, sampling.guidance) for one in dealt]
-    made = pictures(prepared.model, branches, pair.prompt, wanted, steps)
-    true = truth.drawings(sampling.weights / truth.NAME)[pair.content.name, pair.style.subject]
-    return [true, *made]
+def made(prepared: Prepared, methods: Methods, seed: int, prompt: str | None = None) -> dict[str, Tensor]:
+    """The pictures [3, h, w] in bytes of a pair by label: each LoRA alone, then every method.
 
-
-def sheet(
-    sampling: Sampling,
-    pairs: Sequence[Pair],
-    methods: Mapping[str, tuple[Method, float]],
-    seed: int = 0,
-    enlarge: int = 1,
-) -> Any:
-    """A ``PIL.Image`` with a row for each pair; ``methods`` lead from labels to a method and a balance.
-
-    The first seed of every pair: nothing is picked.
+    What has the same transform is made in one batch. Without ``prompt`` the pair's own is said.
     """
-    rows = [row(sampling, pair, methods, seed) for pair in pairs]
-    labels = [f"{pair.content.trigger},\n{pair.style.subject}" for pair in pairs]
-    heads = [TRUE, CONTENT_ALONE, STYLE_ALONE, *methods]
-    return sheets.labelled_sheet(rows, labels, heads, enlarge=enlarge)
+    sampling, as_it_is = prepared.sampling, prepared.branches
+    wanted: list[tuple[str, Any, Dealt]] = [
+        (label, as_it_is, alone(as_it_is.names, side, sampling.steps))
+        for side, label in enumerate((CONTENT_ALONE, STYLE_ALONE))
+    ]
+    for label, (method, balance) in methods.items():
+        _, branches = prepared.transformed(method.settings)
+        wanted.append((label, branches, prepared.dealt(method, balance)))
+    found: dict[str, Tensor] = {}
+    for branches in {id(one): one for _, one, _ in wanted}.values():
+        batch = {label: dealt for label, one, dealt in wanted if one is branches}
+        asked = [Wanted(seed, dealt, sampling.guidance) for dealt in batch.values()]
+        said = prompt or prepared.pair.prompt
+        drawn = pictures(prepared.model, branches, said, asked, sampling.steps)
+        found.update(zip(batch, drawn, strict=True))
+    return {label: found[label] for label, _, _ in wanted}
+
+
+def row(
+    sampling: Sampling, pair: Pair, methods: Methods, seed: int, prompt: str | None = None
+) -> dict[str, Tensor]:
+    """A pair's pictures [3, h, w] in bytes by label: the truth, each LoRA alone, then every method."""
+    prepared = Prepared(checkpoint.model_of(sampling.weights), pair, sampling)
+    true = truth.drawings(sampling.weights / truth.NAME)[pair.content.name, pair.style.subject]
+    return {TRUE: true, **made(prepared, methods, seed, prompt)}

@@ -30,6 +30,7 @@ FIXED: Mapping[str, object] = {
     "other_layers": "both",
     "keep": 0.0,
     "tau": 1.0,
+    "head_start": 1.0,
     "content_from": 1.0,
     "content_to": 1.0,
     "style_from": 1.0,
@@ -128,6 +129,8 @@ PLAIN: tuple[str, ...] = (
     "K-LoRA keep=0.5",
     "K-LoRA keep=0.7",
     "K-LoRA keep=0.7 style_weight=1.3",
+    "steady",
+    "steady head_start=2",
     "smooth",
     "smooth tau=0.5",
     "smooth style_weight=1.3",
@@ -148,6 +151,9 @@ PUBLISHED: dict[str, str] = {
     "K-LoRA schedule=S*": "K-LoRA S* as published",
 }
 """Methods that stand beside themselves under a label, at balance 0, as their authors have them."""
+DEFAULT = "steady head_start=2 guidance=4x"
+AS_DEFAULT = {DEFAULT: "K-LoRA, balanced"}
+"""What a new user has, likewise."""
 PLAINLY_ADDED = {"weights": "added 1 + 1"}
 """What every WebUI does, likewise."""
 

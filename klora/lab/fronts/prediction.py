@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klora.files import read_lora
+from klora.lab import checkpoint
 from klora.lab.fronts.branches import pair_of
 from klora.lab.fronts.calibration import effects
 from klora.lab.fronts.compatibility import (
@@ -25,8 +26,8 @@ from klora.lab.fronts.compatibility import (
 )
 from klora.lab.fronts.methods import Method
 from klora.lab.fronts.store import Sampling
-from klora.lab.fronts.study import Study, loaded_model
-from klora.lab.world2.pairs import Pair
+from klora.lab.fronts.study import Study
+from klora.lab.pairs import Pair
 
 Numbers = NDArray[np.float64]
 OUTCOME = "both"
@@ -58,7 +59,7 @@ class Prediction:
 
 def features_of(sampling: Sampling, pairs: Sequence[Pair]) -> Numbers:
     """The features of some pairs, [pairs, features]; one calibration pass each."""
-    model = loaded_model(sampling.weights)
+    model = checkpoint.model_of(sampling.weights)
     rows = []
     for pair in pairs:
         branches = pair_of(model.denoiser, *map(read_lora, pair.files))

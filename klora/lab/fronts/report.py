@@ -8,11 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from klora.lab.benchmark.statistics import Estimate
-from klora.lab.fronts.methods import ADDED, PLAINLY_ADDED, PUBLISHED
-from klora.lab.fronts.statistics import Front, area_of, best_balance, figure, measure_at, paired
+from klora.lab.fronts.methods import ADDED, AS_DEFAULT, PLAINLY_ADDED, PUBLISHED
+from klora.lab.fronts.statistics import (
+    Estimate,
+    Front,
+    area_of,
+    best_balance,
+    figure,
+    measure_at,
+    paired,
+)
 
 AT_BALANCE: tuple[str, ...] = ("harmonic", "both", "identity", "style", "kind", "distance")
+_LABELS = {**AS_DEFAULT, **PLAINLY_ADDED, **PUBLISHED}
+"""Methods that are also shown at balance 0, and what they are called there."""
 COMPARED: tuple[str, ...] = ("area", "harmonic", "both", "distance")
 
 
@@ -33,13 +42,12 @@ def chosen_balances(fronts: Sequence[Front]) -> dict[str, float]:
 
 def with_originals(fronts: Sequence[Front]) -> list[Front]:
     """The fronts, and once more those that are also shown as they are published, under their labels."""
-    labels = {**PLAINLY_ADDED, **PUBLISHED}
-    return [*fronts, *(replace(one, method=labels[one.method]) for one in fronts if one.method in labels)]
+    return [*fronts, *(replace(one, method=_LABELS[one.method]) for one in fronts if one.method in _LABELS)]
 
 
 def with_zeros(balances: Mapping[str, float]) -> dict[str, float]:
     """Chosen balances, and 0 for what is shown as it is published."""
-    return {**balances, **dict.fromkeys((*PLAINLY_ADDED.values(), *PUBLISHED.values()), 0.0)}
+    return {**balances, **dict.fromkeys(_LABELS.values(), 0.0)}
 
 
 def best_added(fronts: Sequence[Front], balances: Mapping[str, float]) -> str | None:
@@ -160,15 +168,22 @@ def picture(fronts: Mapping[str, Front], balances: Mapping[str, float], path: Pa
 
     drawn = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = drawn.subplots()
-    for label, front in fronts.items():
-        style, identity = front.mean("style"), front.mean("identity")
-        (line,) = axes.plot(style, identity, marker=".", label=label)
+    for number, (label, front) in enumerate(fronts.items()):
         place = front.balances.index(balances[front.method])
-        axes.plot(style[place], identity[place], "o", ms=11, mfc="none", mec=line.get_color(), mew=1.6)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="style right", ylabel="subject right", title=title)
-    axes.grid(alpha=0.3)
+        draw_front(axes, front.mean("style"), front.mean("identity"), place, label, f"C{number}")
+    axes.set(ylabel="subject right", title=title)
     axes.legend(fontsize=8)
     drawn.savefig(path, dpi=110)
+
+
+def draw_front(
+    axes: Any, style: Sequence[float], identity: Sequence[float], place: int, label: str, colour: str
+) -> None:
+    """One front on matplotlib's axes; a ring marks the point at ``place``."""
+    axes.plot(style, identity, marker=".", label=label, color=colour)
+    axes.plot(style[place], identity[place], "o", ms=11, mfc="none", mec=colour, mew=1.6)
+    axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03), xlabel="style right")
+    axes.grid(alpha=0.3)
 
 
 def write(

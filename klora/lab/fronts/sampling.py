@@ -40,11 +40,12 @@ def scheduler() -> Any:
 def pictures(model: Model, pair: Pair, prompt: str, wanted: Sequence[Wanted], steps: int) -> Tensor:
     """The pictures [n, 3, h, w] in bytes of a pair; every `Dealt` is in the order of ``pair.names``."""
     contexts = model.text_encoder(tokens.encode(["", prompt])).last_hidden_state
+    decode: Any = model.autoencoder.decode
     parts = []
     with attached(model.denoiser, pair):
         for start in range(0, len(wanted), BATCH):
             latents = _latents(model, pair, contexts, wanted[start : start + BATCH], steps)
-            made = [model.autoencoder.decode(part / LATENT_SCALE).sample for part in in_parts(latents, 16)]
+            made = [decode(part / LATENT_SCALE).sample for part in in_parts(latents, 16)]
             parts.append(((torch.cat(made) / 2 + 0.5).clamp(0, 1) * 255).round().byte())
     return torch.cat(parts)
 
@@ -61,7 +62,7 @@ def _latents(model: Model, pair: Pair, contexts: Tensor, wanted: Sequence[Wanted
     guidance = torch.tensor([one.guidance for one in wanted])[:, None, None, None]
     solver = scheduler()
     solver.set_timesteps(steps)
-    latents = torch.cat(noise) * solver.init_noise_sigma
+    latents: Tensor = torch.cat(noise) * solver.init_noise_sigma
     for step, when in enumerate(solver.timesteps):
         pair.shares = shares[step]
         predicted = model.denoiser(torch.cat([latents, latents]), when, context).sample

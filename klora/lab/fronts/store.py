@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from klora.lab import checkpoint
+from klora.lab import checkpoint, judges
 from klora.lab.fronts.methods import Method
+from klora.lab.pairs import Pair
 from klora.lab.samples import STEPS
-from klora.lab.world2.pairs import Pair
 
-JUDGES = "judges.safetensors"
 Cell = tuple[float, int]
 """A balance and a seed."""
 Scores = dict[str, float]
@@ -52,7 +51,7 @@ class Store:
     def path(self, pair: Pair, method: Method) -> Path:
         """The file of these scores."""
         weights = self.sampling.weights
-        files = (weights / f"{checkpoint.NAME}.safetensors", weights / JUDGES, *pair.files)
+        files = (weights / f"{checkpoint.NAME}.safetensors", weights / judges.NAME, *pair.files)
         told = [
             pair.prompt,
             {name: str(value) for name, value in method.settings.values.items() if name != "balance"},

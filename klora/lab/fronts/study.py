@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property, partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from klora.files import LoraFile, read_lora
-from klora.lab import checkpoint
+from klora.lab import checkpoint, truth
 from klora.lab.fronts.branches import Pair as Branches
 from klora.lab.fronts.branches import pair_of
 from klora.lab.fronts.calibration import calibration, effects
@@ -23,28 +19,16 @@ from klora.lab.fronts.effects import by_effect
 from klora.lab.fronts.methods import BALANCES, EFFECT, Method
 from klora.lab.fronts.sampling import BATCH, Wanted, pictures
 from klora.lab.fronts.statistics import Front, units
-from klora.lab.fronts.store import JUDGES, Cell, Sampling, Scores, Store
-from klora.lab.model import SECOND, Model
-from klora.lab.world2 import truth
-from klora.lab.world2.judges import Judges
-from klora.lab.world2.pairs import Pair
-from klora.lab.world2.scoring import MEASURES, score
+from klora.lab.fronts.store import Cell, Sampling, Scores, Store
+from klora.lab.judges import judges_of
+from klora.lab.model import Model
+from klora.lab.pairs import Pair
+from klora.lab.scoring import MEASURES, score
+from klora.lab.sharing import shared
 from klora.planning import rewritten
 from klora.settings import Settings
 
 Files = tuple[LoraFile, LoraFile]
-
-
-@lru_cache(maxsize=1)
-def loaded_model(weights: Path) -> Model:
-    """The model of a folder of weights, loaded once in each process."""
-    return checkpoint.load(weights / f"{checkpoint.NAME}.safetensors", SECOND)
-
-
-@lru_cache(maxsize=1)
-def loaded_judges(weights: Path) -> Judges:
-    """The judges of a folder of weights, loaded once in each process."""
-    return Judges.load(weights / JUDGES)
 
 
 @dataclass(frozen=True)
@@ -151,7 +135,7 @@ class Study:
         tasks = self.open_tasks(pair)
         if not tasks:
             return
-        prepared = Prepared(loaded_model(self.store.sampling.weights), pair, self.store.sampling)
+        prepared = Prepared(checkpoint.model_of(self.store.sampling.weights), pair, self.store.sampling)
         for key in dict.fromkeys(rewriting(task.method.settings) for task in tasks):
             of_one = [task for task in tasks if rewriting(task.method.settings) == key]
             for start in range(0, len(of_one), BATCH):
@@ -162,7 +146,7 @@ class Study:
     def _keep(self, pair: Pair, batch: Sequence[Task], made: Tensor) -> None:
         weights = self.store.sampling.weights
         true = truth.drawings(weights / truth.NAME)[pair.content.name, pair.style.subject]
-        found = score(loaded_judges(weights), pair.content, pair.style.subject, made, true)
+        found = score(judges_of(weights), pair.content, pair.style.subject, made, true)
         for method in dict.fromkeys(task.method for task in batch):
             new: dict[Cell, Scores] = {
                 task.cell: {name: round(float(found[name][place]), 4) for name in MEASURES}
@@ -193,28 +177,8 @@ def make_all(study: Study, workers: int = 1) -> None:
     open_pairs = [pair for pair in study.pairs if study.open_tasks(pair)]
     total = sum(len(study.open_tasks(pair)) for pair in open_pairs)
     with tqdm(total=total, desc="pictures", unit="picture", smoothing=0.02, disable=not total) as bar:
-        for count in _counts(study, open_pairs, workers):
+        for count in shared(partial(_work, study), open_pairs, workers):
             bar.update(count)
-
-
-def _counts(study: Study, pairs: Sequence[Pair], workers: int) -> Iterator[int]:
-    """Make all of some pairs; yields how many pictures are done each time that some are."""
-    if workers == 1:
-        for pair in pairs:
-            yield from study.make(pair)
-        return
-    start = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in any state
-    with ProcessPoolExecutor(workers, mp_context=start, initializer=_one_thread) as pool:
-        futures = [pool.submit(_work, study, pair) for pair in pairs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _work(study: Study, pair: Pair) -> int:

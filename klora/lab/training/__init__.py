@@ -1,0 +1,1 @@
+"""Training from the icon sets, stage by stage; every stage goes on where it stopped."""
