@@ -18,6 +18,7 @@ import torch
 
 import klora
 from klora.errors import HostError
+from klora.hosts.diffusers.clock import has_known_negative_side
 from klora.rules import GUIDANCE
 from tests.pipelines.tiny import (
     PIPELINES,
@@ -25,10 +26,14 @@ from tests.pipelines.tiny import (
     Hand,
     HandLora,
     denoiser_of,
+    diffusers,
     merged_by_hand,
     picture,
     sampled_slowly,
+    sd1,
     several_prompts,
+    tiny_unet,
+    tiny_vae,
     write_every_type,
     write_lora,
 )
@@ -342,3 +347,16 @@ def test_the_default_is_kept_where_the_negative_side_is_known(
         np.testing.assert_array_equal(picture(pipe, told), expected)
     with klora.fuse(pipe, content.path, style.path, {"guidance": "both"}):
         assert not np.array_equal(picture(pipe, told), expected)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionInstructPix2PixPipeline", "StableDiffusionPAGPipeline"])
+def test_a_third_part_of_the_batch_is_known_before_the_sampling(kind: str) -> None:
+    """Their properties cannot be read before the first call, and some may never have a third part."""
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    unet = tiny_unet(cross_attention_dim=768)
+    scheduler = diffusers.DDIMScheduler()
+    pipe = getattr(diffusers, kind)(
+        vae=tiny_vae(), unet=unet, scheduler=scheduler, requires_safety_checker=False, **parts
+    )
+    assert not has_known_negative_side(pipe)
+    assert has_known_negative_side(sd1()[0])

@@ -18,6 +18,9 @@ from klora.weights.branch import BatchRows
 #: Denoisers whose pipelines run both passes of the guidance in one batch, the unconditional rows first.
 _BATCHING = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel"})
 
+#: Guidance by an image or by perturbed attention, where it is on, has a third part of the batch.
+_OF_A_THIRD_PART = ("image_guidance_scale", "do_perturbed_attention_guidance")
+
 
 class BeforeFirst(Protocol):
     """What is to be done before the first forward, with the arguments that it is about to get."""
@@ -67,20 +70,23 @@ def first_conditional_row(pipe: Any, batch: int) -> int | None:
         return None
     if _guidance_scale(pipe) is None:
         return 0
-    # Guidance by an image or by perturbed attention has a third part of the batch.
-    has_third_part = hasattr(pipe, "image_guidance_scale") or getattr(
-        pipe, "do_perturbed_attention_guidance", False
-    )
-    is_known = type(denoiser_of(pipe)).__name__ in _BATCHING and not has_third_part
+    has_third_part = hasattr(pipe, _OF_A_THIRD_PART[0]) or getattr(pipe, _OF_A_THIRD_PART[1], False)
+    is_known = _is_batching(pipe) and not has_third_part
     return batch // 2 if is_known and batch % 2 == 0 else None
 
 
 def has_known_negative_side(pipe: Any) -> bool:
-    """Whether `first_conditional_row` can be told of this kind of pipeline; asked before a sampling, when a
-    pipeline does not know its own guidance yet."""
-    tells = isinstance(getattr(type(pipe), "do_classifier_free_guidance", None), property)
-    is_batching = type(denoiser_of(pipe)).__name__ in _BATCHING
-    return tells and is_batching and not hasattr(pipe, "image_guidance_scale")
+    """Whether `first_conditional_row` tells of every sampling of this kind of pipeline.
+
+    Asked before a sampling, when a pipeline's properties cannot be read yet, so of its class.
+    """
+    kind = type(pipe)
+    has_third_part = any(hasattr(kind, name) for name in _OF_A_THIRD_PART)
+    return hasattr(kind, "do_classifier_free_guidance") and _is_batching(pipe) and not has_third_part
+
+
+def _is_batching(pipe: Any) -> bool:
+    return type(denoiser_of(pipe)).__name__ in _BATCHING
 
 
 def _guidance_scale(pipe: Any) -> float | None:

@@ -126,17 +126,16 @@ def _applied(
 
 
 def _with_a_known_negative_side(pipe: Any, settings: Settings) -> Settings:
-    """The default of the negative side gives way to ``both`` where a pipeline's is not known; a value that
-    somebody chose is refused there instead."""
-    if settings.guidance in (BOTH, GUIDANCE.default) and not has_known_negative_side(pipe):
-        if settings.guidance != BOTH:
-            warnings.warn(
-                f"K-LoRA does not know the negative side of the guidance in {type(pipe).__name__}; both "
-                "LoRAs act on it, as with guidance set to both.",
-                stacklevel=4,
-            )
-        return settings.replace(guidance=BOTH)
-    return settings
+    """The default of the negative side gives way to ``both``, and says so, where a pipeline's is not known;
+    any other value is refused there in the first step."""
+    if settings.guidance == BOTH or settings.guidance != GUIDANCE.default or has_known_negative_side(pipe):
+        return settings
+    warnings.warn(
+        f"K-LoRA does not know the negative side of the guidance in {type(pipe).__name__}; both LoRAs act on "
+        "it, as with guidance set to both.",
+        stacklevel=4,
+    )
+    return settings.replace(guidance=BOTH)
 
 
 def _say_what_is_left_out(file: LoraFile) -> None:
