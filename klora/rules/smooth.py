@@ -35,15 +35,19 @@ class Smooth(KLora):
 
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """Both 1 where the contest is even."""
-        content, side = contest.scores.content(TOP_K_SUM), self.styles_side(contest, moment)
-        p = content_probability(content, side, contest.number("tau"))
-        return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
+        return soft_shares(contest.scores.content(TOP_K_SUM), self.styles_side(contest, moment), contest)
 
 
 RULE: Rule = Smooth()
 
 
-def content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:
+def soft_shares(content: Numbers, style_side: Numbers, contest: Contest) -> Numbers:
+    """``[layers, 2]`` from both sides of a contest, each ``[layers]``: 1 and 1 where they are even."""
+    p = _content_probability(content, style_side, contest.number("tau"))
+    return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
+
+
+def _content_probability(content: Numbers, style_side: Numbers, tau: float) -> Numbers:
     """The sigmoid, ``[layers]``; half where both sides are zero."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lead = (np.log(content) - np.log(style_side)) / tau

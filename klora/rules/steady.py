@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-
 from klora.options import Setting, Values
 from klora.rules import contest_settings as shared
 from klora.rules.k_lora import KLora
-from klora.rules.rule import Contest, Numbers, Rule, side_by_side
-from klora.rules.smooth import TAU, content_probability
+from klora.rules.rule import Contest, Numbers, Rule
+from klora.rules.smooth import TAU, soft_shares
 from klora.schedule import Moment
 from klora.scores import TOP_K_SUM
 
@@ -37,7 +35,7 @@ class Steady(KLora):
     """
 
     name = "steady"
-    help = "The same contest, decided once for all steps, so that it costs nothing while sampling."
+    help = "The same contest, decided once for all steps, so that nothing changes while sampling."
     source = "this project: the sigmoid of K-LoRA's contest, without its schedule"
     settings: ClassVar[tuple[Setting, ...]] = (
         shared.TOP_K,
@@ -58,9 +56,7 @@ class Steady(KLora):
     def shares(self, contest: Contest, moment: Moment) -> Numbers:
         """The same at every moment; both 1 where the contest is even."""
         content = contest.number("head_start") * contest.scores.content(TOP_K_SUM)
-        side = self.styles_side(contest, moment)
-        p = content_probability(content, side, contest.number("tau"))
-        return side_by_side(np.minimum(1.0, 2 * p), np.minimum(1.0, 2 * (1 - p)), contest.layers)
+        return soft_shares(content, self.styles_side(contest, moment), contest)
 
 
 RULE: Rule = Steady()
