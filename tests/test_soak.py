@@ -19,7 +19,7 @@ from tests.hosts.server import NoPictureError, RefusedError
 from tests.hosts.soak import __main__ as soak
 from tests.hosts.soak.acting import Stage
 from tests.hosts.soak.answers import complaint
-from tests.hosts.soak.jobs import Act, Offer, drawn_acts
+from tests.hosts.soak.jobs import Act, Offer, drawn_acts, without_us
 from tests.hosts.soak.shrink import shrunk, slope
 
 OFFER = Offer(("Euler a", "DDIM"), {"lora_functional": (False, True)})
@@ -45,6 +45,7 @@ class _NoPictures:
 def test_a_job_without_a_picture_is_a_fault_unless_somebody_stops_it() -> None:
     stage = object.__new__(Stage)
     stage._webui, stage.names, stage.refusals = _NoPictures(), {}, []  # type: ignore[assignment]
+    stage._is_control = False
     alone = Act("picture", {"prompt": "a cat"})
     stopped = Act("picture", {"prompt": "a cat"}, stop="interrupt")
     assert stage.do(alone) == "an answer without a picture"
@@ -74,6 +75,22 @@ def test_all_that_is_promised_is_drawn() -> None:
     assert {box["transform"] for box in boxes if "transform" in box} >= {"none", "NP-LoRA", "SSR"}
     assert any("alhpa" in box for box in boxes)
     assert all(json.dumps(dict(request)) for request in requests)
+
+
+def test_the_control_is_the_same_jobs_with_nothing_of_ours() -> None:
+    acts = drawn_acts(1, 500, OFFER)
+    control = without_us(acts)
+    flat = [part for act in control for part in (act.parts or (act,))]
+    told = " ".join(str(act) for act in flat)
+    assert not any(ours in told for ours in ("K-LoRA", "klora", "start=", "stop=", "step=", "w="))
+    assert {act.kind for act in flat} == {"picture", "img2img", "file", "options"}
+    originals = [act for act in acts if act.kind == "picture"]
+    pictures = [act for act in control if act.kind == "picture"]
+    assert [act.data["seed"] for act in originals] == [act.data["seed"] for act in pictures]
+    window = Act(
+        "picture", {"prompt": "a <lora:{style}:0.8:w=0:0.2,1:1><lora:{content}:1:start=0.3:stop=0.8>"}
+    )
+    assert without_us([window])[0].data["prompt"] == "a <lora:{style}:0.8><lora:{content}:1>"
 
 
 @pytest.mark.parametrize(

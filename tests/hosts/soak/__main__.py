@@ -1,11 +1,13 @@
 """Random jobs on a real WebUI, by its API, for as long as it takes.
 
-    python -m tests.hosts.soak HOST [--jobs 300] [--seed 1] [--trials 12] [--models FOLDER]
+    python -m tests.hosts.soak HOST [--jobs 300] [--seed 1] [--trials 12] [--models FOLDER] [--control]
 
 HOST is a1111, forge, neo or reforge; the variables of ``tests/hosts/conftest.py`` say where it is. Every ten
 jobs the base picture and the picture with both LoRAs added must be, bit for bit, what they were at the start.
 An answer that is no picture and no sentence of K-LoRA's (or of the WebUI's own on bad input) is a failure.
 After a failure the shortest list of jobs that still fails is looked for, each try on a fresh WebUI.
+With ``--control`` the same jobs run with the box off, to compare memory with: what the WebUI then refuses is
+its own affair.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.hosts.soak.acting import Stage
-from tests.hosts.soak.jobs import Act, Offer, drawn_acts
+from tests.hosts.soak.jobs import Act, Offer, drawn_acts, without_us
 from tests.hosts.soak.places import HOSTS, Place, memory_mib
 from tests.hosts.soak.shrink import shrunk, slope
 
@@ -74,9 +76,9 @@ def shortest(acts: Sequence[Act], opened: Open, trials: int) -> list[Act]:
 
 
 @contextmanager
-def _opened(host: str, models: Path | None) -> Iterator[tuple[Stage, Place]]:
+def _opened(host: str, models: Path | None, is_control: bool) -> Iterator[tuple[Stage, Place]]:
     with tempfile.TemporaryDirectory() as folder, HOSTS[host](Path(folder), models) as place:
-        stage = Stage(place.webui, place.loras, str(os.getpid()), place.plain)
+        stage = Stage(place.webui, place.loras, str(os.getpid()), place.plain, is_control)
         try:
             yield stage, place
         finally:
@@ -95,14 +97,17 @@ def main() -> None:
     parser.add_argument(
         "--models", type=Path, help="a folder that keeps A1111's checkpoints for the next run"
     )
+    parser.add_argument("--control", action="store_true", help="the same jobs with the box off")
     asked = parser.parse_args()
 
     def opened() -> AbstractContextManager[tuple[Stage, Place]]:
-        return _opened(asked.host, asked.models)
+        return _opened(asked.host, asked.models, asked.control)
 
     with opened() as (stage, place):
         samplers = [one["name"] for one in place.webui.call("/sdapi/v1/samplers")]
         acts = drawn_acts(asked.seed, asked.jobs, Offer(samplers, place.options))
+        if asked.control:
+            acts = without_us(acts)
         course = run(stage, place, acts, lambda line: print(line, flush=True))
     per_act = slope(course.memory) / CHECK_EVERY
     told = (
@@ -112,6 +117,8 @@ def main() -> None:
     if course.failure is None:
         print("no failure")
         return
+    if asked.control:
+        sys.exit(f"{course.failure}, without this extension")
     print(f"FAILED: {course.failure}\nlooking for the shortest list", flush=True)
     for act in shortest(acts[: course.acts], opened, asked.trials):
         print(f"  {act}")

@@ -17,21 +17,34 @@ from tests.hosts.soak.jobs import ROLES, Act
 
 _PAIR = "a cat <lora:{content}:1><lora:{style}:0.8>"
 
+#: Copies of the pair that no act changes.
+_KEPT = {"content": "kept-content", "style": "kept-style"}
+
 
 class Stage:
     """A running WebUI and three LoRAs of the soak's own in its folder, which acts may spoil."""
 
-    def __init__(self, webui: WebUI, loras: Path, mark: str, plain: Mapping[str, Any]) -> None:
-        """``plain`` are the options that the WebUI is brought back to."""
-        self._webui = webui
+    def __init__(
+        self, webui: WebUI, loras: Path, mark: str, plain: Mapping[str, Any], is_control: bool = False
+    ) -> None:
+        """``plain`` are the options that the WebUI is brought back to; in a control any refusal is its
+        own affair.
+        """
+        self._webui, self._is_control = webui, is_control
         self._plain = dict(plain)
-        self._paths = {role: loras / f"soak-{mark}-{role}.safetensors" for role in ROLES}
-        self._whole = {role: (loras / f"{role}-sd1-a.safetensors").read_bytes() for role in ROLES}
-        self.names = {role: path.stem for role, path in self._paths.items()}
+        sources = {**{role: role for role in ROLES}, **{kept: role for role, kept in _KEPT.items()}}
+        self._paths = {name: loras / f"soak-{mark}-{name}.safetensors" for name in sources}
+        self._whole = {
+            name: (loras / f"{role}-sd1-a.safetensors").read_bytes() for name, role in sources.items()
+        }
+        self.names = {name: path.stem for name, path in self._paths.items()}
         #: What was answered to jobs that were refused, as it should be; a line each.
         self.refusals: list[str] = []
         self.put_back()
         webui.call("/sdapi/v1/refresh-loras", {})
+        self._pair = (
+            _PAIR if self._reads_again() else _PAIR.format(**{r: f"{{{k}}}" for r, k in _KEPT.items()})
+        )
         self._base, self._added = self._pictures()
 
     # --- The state between acts -----------------------------------------------------------------------
@@ -54,13 +67,26 @@ class Stage:
         ]
         return f"the {' and the '.join(wrong)} picture changed" if wrong else None
 
+    def _reads_again(self) -> bool:
+        """Whether the WebUI by itself notices that a LoRA's file was replaced.
+
+        Forge and reForge keep what they have read of the last five paths. After an act that replaces a file
+        their own picture of it is another, so there the pair of `spoilt` is of files that no act replaces.
+        """
+        prompt = self._filled("a cat <lora:{kept-style}:1>")
+        before = self._webui.txt2img(prompt).pixels
+        self._change_file({"role": "kept-style", "do": "replace", "seed": 0})
+        changed = self._webui.txt2img(prompt).pixels
+        self.put_back()
+        return changed != before
+
     def remove_files(self) -> None:
         """Leave nothing of the soak's in the WebUI's folder."""
         for path in self._paths.values():
             path.unlink(missing_ok=True)
 
     def _pictures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        added = self._webui.txt2img(self._filled(_PAIR)).pixels
+        added = self._webui.txt2img(self._filled(self._pair)).pixels
         return self._webui.txt2img("a cat ").pixels, added
 
     # --- Acts -----------------------------------------------------------------------------------------
@@ -81,7 +107,7 @@ class Stage:
         except NoPictureError:
             return None if act.stop or may_be_stopped else "an answer without a picture"
         except RefusedError as refused:
-            found = complaint(refused)
+            found = None if self._is_control else complaint(refused)
             if found is not None and not self._fails_without_us(act, refused):
                 return found
             self.refusals.append(" ".join(str(refused).split()))

@@ -7,8 +7,9 @@ Nothing here knows a server.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from klora.settings import Settings
@@ -23,7 +24,7 @@ _NOT_DRAWN = ("enabled", "content", "style", "preset")
 _TEXTS: Mapping[str, Sequence[str]] = {
     "beta": ("auto", "0", "0.5", "1e8", "minus"),
     "top_k": ("rank", "64", "0.1%", "0", "many"),
-    "guidance": ("both", "content", "none", "1.5", "3", "sideways"),
+    "guidance": ("both", "content", "none", "1.5", "3", "2x", "4x", "sideways"),
     "locks": ("auto", "in4=C", "mid=S out3-5=both", "in1-2=none", "double0=C", "nonsense"),
 }
 
@@ -129,6 +130,29 @@ def _options(chance: random.Random, offer: Offer) -> Act:
 def _file(chance: random.Random, _offer: Offer) -> Act:
     doing = chance.choice(("replace", "damage", "remove", "put back", "put back"))
     return Act("file", {"role": chance.choice(ROLES), "do": doing, "seed": chance.randrange(1000)})
+
+
+#: What of a prompt only this extension reads: its tag, and the arguments of time of a LoRA's tag.
+_OURS = re.compile(r"<klora:[^>]*>|:(?:start|stop|step|w)=[^:>]*(?::(?=[\d.])[^:>=]*)*")
+
+
+def without_us(acts: Sequence[Act]) -> list[Act]:
+    """The same acts with the box off and nothing of this extension's in the prompts: what the WebUI does by
+    itself. Questions to our routes are left out.
+    """
+    plain = [
+        replace(act, data=_plain(act.data), klora=None, parts=tuple(without_us(act.parts)))
+        for act in acts
+        if act.kind != "ask"
+    ]
+    return [act for act in plain if act.parts or act.kind != "together"]
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _OURS.sub("", value) if name in ("prompt", "hr_prompt") else value
+        for name, value in data.items()
+    }
 
 
 Draw = Callable[[random.Random, Offer], Act]
