@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from tests.hosts.server import Answer, NoPictureError, RefusedError, WebUI, left_half
 from tests.hosts.soak.answers import complaint
@@ -53,7 +53,7 @@ class Stage:
         """The LoRA files and the options are as at the start."""
         for role, path in self._paths.items():
             if not path.exists() or path.read_bytes() != self._whole[role]:
-                path.write_bytes(self._whole[role])
+                _put(path, self._whole[role])
         self._webui.options(**self._plain)
 
     def spoilt(self) -> str | None:
@@ -168,12 +168,11 @@ class Stage:
         if data["do"] == "remove":
             path.unlink(missing_ok=True)
         elif data["do"] == "damage":
-            path.write_bytes(self._whole[role][: len(self._whole[role]) * data["seed"] // 1000])
+            _put(path, self._whole[role][: len(self._whole[role]) * data["seed"] // 1000])
         elif data["do"] == "put back":
-            path.write_bytes(self._whole[role])
+            _put(path, self._whole[role])
         else:
-            path.write_bytes(self._whole[role])
-            save_file(_other(load_file(path), data["seed"]), path)
+            _put(path, save(_other(load(self._whole[role]), data["seed"])))
 
     def _filled(self, value: Any) -> Any:
         """``value`` with the LoRAs' names in place of ``{content}`` and so on."""
@@ -184,6 +183,17 @@ class Stage:
         if isinstance(value, Mapping):
             return {name: self._filled(one) for name, one in value.items()}
         return value
+
+
+def _put(path: Path, content: bytes) -> None:
+    """A new file under the old name, as downloads end.
+
+    Written into the old file, a shorter content ends the process of a WebUI that has the file mapped into
+    its memory (Forge keeps it so), without any extension too.
+    """
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _other(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
