@@ -36,15 +36,34 @@ class RowDelta:
     bias: Tensor | None = None
     rows: tuple[tuple[int, int], ...] | None = None
 
-    def to(self, like: Tensor) -> RowDelta:
-        """The same on the device and in the dtype of ``like``."""
-        factors = (
-            None if self.factors is None else tuple(one.to(like.device, like.dtype) for one in self.factors)
-        )
-        dense, bias = (
-            None if one is None else one.to(like.device, like.dtype) for one in (self.dense, self.bias)
-        )
+    def to(self, device: torch.device, dtype: torch.dtype) -> RowDelta:
+        """The same delta there, in that dtype."""
+        factors = None if self.factors is None else tuple(one.to(device, dtype) for one in self.factors)
+        dense, bias = (None if one is None else one.to(device, dtype) for one in (self.dense, self.bias))
         return RowDelta(factors, dense, bias, self.rows)  # type: ignore[arg-type]
+
+    def is_like(self, other: Tensor) -> bool:
+        """Whether it lies on the device of ``other``, in its dtype."""
+        held = self.dense if self.factors is None else self.factors[0]
+        assert held is not None, "it has factors or is dense"
+        return held.device == other.device and held.dtype == other.dtype
+
+    def bytes(self) -> int:
+        """The memory of its tensors."""
+        held = (*(self.factors or ()), self.dense, self.bias)
+        return sum(one.numel() * one.element_size() for one in held if one is not None)
+
+    def matrix(self) -> Tensor:
+        """dW as a matrix ``[out, everything else]``."""
+        if self.factors is None:
+            assert self.dense is not None, "it has factors or is dense"
+            return self.dense.flatten(1)
+        up, down = self.factors
+        return up.flatten(1) @ down.flatten(1)
+
+
+#: A LoRA's dW and what it is to be multiplied by.
+Term = tuple[float, RowDelta]
 
 
 class BatchRows:
@@ -78,15 +97,17 @@ class Branches:
     def __init__(self) -> None:
         self.rows = BatchRows()
         self._hooks: dict[Layer, RemovableHandle] = {}
-        self._terms: dict[Layer, dict[str, list[tuple[float, RowDelta]]]] = {}
+        self._terms: dict[Layer, dict[str, Sequence[Term]]] = {}
+        self._sums: dict[Layer, list[RowDelta]] = {}
 
-    def put(self, layer: Layer, name: str, terms: Sequence[tuple[float, RowDelta]]) -> None:
+    def put(self, layer: Layer, name: str, terms: Sequence[Term]) -> None:
         """From now on add factor * dW of each term to the unconditional rows of a layer's output.
 
         ``name`` tells several terms of one layer apart, such as those of the parts of a fused projection.
         """
         wanted = [(factor, delta) for factor, delta in terms if factor]
         named = self._terms.setdefault(layer, {})
+        self._sums.pop(layer, None)
         if wanted:
             named[name] = wanted
         else:
@@ -101,45 +122,93 @@ class Branches:
         for layer in list(self._terms):
             self._unhook(layer)
 
+    def held_bytes(self) -> int:
+        """The memory of what is being added, as far as a forward has formed it."""
+        return sum(delta.bytes() for sums in self._sums.values() for delta in sums)
+
     def _unhook(self, layer: Layer) -> None:
         self._terms.pop(layer, None)
+        self._sums.pop(layer, None)
         handle = self._hooks.pop(layer, None)
         if handle is not None:
             handle.remove()
 
     def _after_forward(self, layer: Layer, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        given = arguments[0]
-        for start, stop in self.rows.of(given):
-            for name, terms in self._terms[layer].items():
-                self._terms[layer][name] = terms = [(factor, delta.to(given)) for factor, delta in terms]
-                for factor, delta in terms:
-                    _add(output[start:stop], layer, given[start:stop], factor, delta)
+        ranges = self.rows.of(arguments[0])
+        if not ranges:
+            return output
+        sums = self._sums_of(layer, output)
+        for start, stop in ranges:
+            given = arguments[0][start:stop].to(output.dtype)  # as autocast does for the layer itself
+            for delta in sums:
+                _add(output[start:stop], layer, given, delta)
         return output
 
-
-def _add(output: Tensor, layer: Layer, given: Tensor, factor: float, delta: RowDelta) -> None:
-    """Add factor * (dW x + bias) to ``output`` in place."""
-    product = _product(layer, given, delta)
-    if delta.bias is not None:
-        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
-        product = product + delta.bias.reshape(shape)
-    if delta.rows is None:
-        output.add_(product.to(output.dtype), alpha=factor)
-        return
-    done = 0
-    for first, last in delta.rows:
-        output[..., first:last].add_(product[..., done : done + last - first].to(output.dtype), alpha=factor)
-        done += last - first
+    def _sums_of(self, layer: Layer, like: Tensor) -> list[RowDelta]:
+        """What `put` has asked for, summed once, on the device and in the dtype of ``like``."""
+        sums = self._sums.get(layer)
+        if sums is None or not all(one.is_like(like) for one in sums):
+            kind = (like.device, like.dtype)
+            sums = [summed(terms, like.device).to(*kind) for terms in self._terms[layer].values()]
+            self._sums[layer] = sums
+        return sums
 
 
-def _product(layer: Layer, given: Tensor, delta: RowDelta) -> Tensor:
+def summed(terms: Sequence[Term], device: torch.device) -> RowDelta:
+    """The sum of factor * dW over terms of the same rows, as a single delta of the form that costs least.
+
+    Factors stand side by side, [f1 up1, f2 up2] @ [down1; down2], so that two LoRAs take two products
+    instead of four. Where the ranks add up to more than the matrix itself is worth, or beside a dW without
+    factors, everything is added up to one matrix.
+    """
+    deltas = [(factor, delta.to(device, torch.float32)) for factor, delta in terms]
+    biases = [factor * delta.bias for factor, delta in deltas if delta.bias is not None]
+    bias = torch.stack(biases).sum(0) if biases else None
+    rows = deltas[0][1].rows
+    factors = _side_by_side(deltas)
+    if factors is not None and sum(one.numel() for one in factors) < len(factors[0]) * factors[1].shape[1]:
+        return RowDelta(factors, bias=bias, rows=rows)
+    dense = torch.stack([factor * delta.matrix() for factor, delta in deltas]).sum(0)
+    return RowDelta(dense=dense, bias=bias, rows=rows)
+
+
+def _side_by_side(deltas: Sequence[Term]) -> tuple[Tensor, Tensor] | None:
+    ups, downs = [], []
+    for factor, delta in deltas:
+        if delta.factors is None:
+            return None
+        up, down = delta.factors
+        ups.append(factor * up.flatten(1))
+        downs.append(down.flatten(1))
+    return torch.cat(ups, dim=1), torch.cat(downs)
+
+
+def _add(output: Tensor, layer: Layer, given: Tensor, delta: RowDelta) -> None:
+    """Add dW x + bias to ``output`` in place."""
     if isinstance(layer, nn.Conv2d):
-        return _convolved(layer, given, delta)
+        product = _convolved(layer, given, delta)
+        output.add_(product if delta.bias is None else product + delta.bias.reshape(-1, 1, 1))
+        return
+    inner, matrix = given, delta.dense
     if delta.factors is not None:
-        up, down = (one.flatten(1) for one in delta.factors)  # of a convolution of 1 x 1 in the file, perhaps
-        return functional.linear(functional.linear(given, down), up)
-    assert delta.dense is not None
-    return functional.linear(given, delta.dense.reshape(delta.dense.shape[0], -1))
+        matrix, down = delta.factors
+        inner = functional.linear(given, down).to(output.dtype)
+    assert matrix is not None, "it has factors or is dense"
+    done = 0
+    for first, last in delta.rows or ((0, output.shape[-1]),):
+        piece = slice(done, done + last - first)
+        _add_product(output[..., first:last], inner, matrix[piece])
+        if delta.bias is not None:
+            output[..., first:last].add_(delta.bias[piece])
+        done = piece.stop
+
+
+def _add_product(output: Tensor, inner: Tensor, matrix: Tensor) -> None:
+    """Add inner @ matrix.T in place: without memory for the product where the output can be seen flat."""
+    if output.dim() == 2 or output.flatten(0, -2).data_ptr() == output.data_ptr():
+        output.flatten(0, -2).addmm_(inner.reshape(-1, inner.shape[-1]), matrix.t())
+    else:
+        output.add_(functional.linear(inner, matrix))
 
 
 def _convolved(layer: nn.Conv2d, given: Tensor, delta: RowDelta) -> Tensor:

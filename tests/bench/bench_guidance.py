@@ -1,13 +1,14 @@
 """What it costs that a LoRA acts in one pass of the guidance alone: a branch beside the layers, or an
 exchange.
 
-    python -m tests.bench.bench_guidance [--rounds 5] [--size 16] [--width 320] [--rank 16]
+    python -m tests.bench.bench_guidance [--rounds 5] [--size 16] [--width 320] [--rank 16] [--kind LoKr]
 
 A step runs both passes of the guidance as rows of one batch. Sides, in turns, in one run: both rows alike;
-a branch that takes the style from the unconditional row; and two calls of one row with the weights of all
-the style's layers exchanged between them, which is what remains without a branch. CPU seconds of a UNet of
-SD1.5's shape (at the default width), random numbers, attention LoRAs. Printed are medians and their ratio
-to the first.
+a branch that takes the style from the unconditional row; the default's branch, which takes both LoRAs from
+it; and two calls of one row with the weights of all the style's layers exchanged between them, which is
+what remains without a branch. CPU seconds of a UNet of SD1.5's shape (at the default width), random numbers,
+attention LoRAs; LoKr stands for the types without two factors. Printed are medians, their ratio to the
+first, and what the branches hold in memory.
 """
 
 from __future__ import annotations
@@ -43,23 +44,30 @@ def unet(width: int) -> Any:
     ).eval()
 
 
-def lora(model: Any, path: Path, rank: int, seed: int) -> Path:
-    """A LoRA of the attention layers."""
+def lora(model: Any, path: Path, rank: int, seed: int, kind: str) -> Path:
+    """A LoRA, or a LoKr of factors of 8 x 8, of the attention layers."""
     generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
     tensors = {}
     for name, module in model.named_modules():
-        if _ATTENTION.fullmatch(name):
-            down = torch.randn(rank, module.in_features, generator=generator)
-            tensors[f"unet.{name}.lora_A.weight"] = down / module.in_features
-            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(
-                module.out_features, rank, generator=generator
-            )
+        if not _ATTENTION.fullmatch(name):
+            continue
+        out, inside = module.weight.shape
+        if kind == "LoKr":
+            tensors[f"lora_unet_{name.replace('.', '_')}.lokr_w1"] = normal(8, 8)
+            tensors[f"lora_unet_{name.replace('.', '_')}.lokr_w2"] = normal(out // 8, inside // 8) / inside
+        else:
+            tensors[f"unet.{name}.lora_A.weight"] = normal(rank, inside) / inside
+            tensors[f"unet.{name}.lora_B.weight"] = normal(out, rank)
     save_file(tensors, path)
     return path
 
 
 def sides(model: Any, seam: PipelineSeam, size: int) -> dict[str, Callable[[], None]]:
-    """A step by each of the three ways."""
+    """A step by each of the ways."""
     names = [layer.name for layer in seam.layers()]
     latents, context = torch.randn(2, 4, size, size), torch.randn(2, 77, CONTEXT)
 
@@ -78,6 +86,7 @@ def sides(model: Any, seam: PipelineSeam, size: int) -> dict[str, Callable[[], N
     return {
         "both rows alike": lambda: call(slice(None)),
         "a branch": lambda: call(slice(None)),
+        "the default's branch": lambda: call(slice(None)),
         "two calls and an exchange": exchanged,
     }
 
@@ -86,6 +95,7 @@ def sides(model: Any, seam: PipelineSeam, size: int) -> dict[str, Callable[[], N
 BEFORE = {
     "both rows alike": LayerShares((1.0, 1.0)),
     "a branch": LayerShares((1.0, 1.0), (1.0, 0.0)),
+    "the default's branch": LayerShares((1.0, 1.0), (0.0, 0.0)),
     "two calls and an exchange": LayerShares((1.0, 1.0)),
 }
 
@@ -96,21 +106,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("rounds", 5), ("size", 16), ("width", 320), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--kind", choices=("LoRA", "LoKr"), default="LoRA")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = unet(options.width)
     with tempfile.TemporaryDirectory() as folder:
         files = [
-            read_lora(lora(model, Path(folder) / f"{name}.safetensors", options.rank, seed))
+            read_lora(lora(model, Path(folder) / f"{name}.safetensors", options.rank, seed, options.kind))
             for seed, name in enumerate(("content", "style"))
         ]
         seam = PipelineSeam(SimpleNamespace(unet=model), [WeightedFile(file, 1.0) for file in files])
         names = [layer.name for layer in seam.layers()]
         taken: dict[str, list[float]] = {}
+        held = {}
         with seam.withheld(names):
             for number in range(options.rounds + 1):
                 for name, step in sides(model, seam, options.size).items():
                     seam.apply(dict.fromkeys(names, BEFORE[name]))
+                    step()  # forms what the branches add
+                    held[name] = seam.branches.held_bytes()
                     began = time.process_time()
                     step()
                     if number:  # the first round warms up
@@ -118,7 +132,8 @@ def main() -> None:
     base = statistics.median(taken["both rows alike"])
     for name, seconds in taken.items():
         median = statistics.median(seconds)
-        print(f"{name:26}: median {median:.3f} s, ratio {median / base:.3f}")
+        memory = held[name] / 2**20
+        print(f"{name:26}: median {median:.3f} s, ratio {median / base:.3f}, branches {memory:.0f} MiB")
 
 
 if __name__ == "__main__":

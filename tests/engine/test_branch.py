@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.errors import HostError
-from klora.weights.branch import BatchRows, Branches, RowDelta, fitted
+from klora.weights.branch import BatchRows, Branches, RowDelta, fitted, summed
 
 CHANCE = torch.Generator().manual_seed(4)
 
@@ -161,6 +161,70 @@ def test_half_precision_stays_so() -> None:
     found = with_branch(layer, given_, [(1.0, delta)], [(0, 1)])
     assert found.dtype == torch.bfloat16
     assert not torch.equal(found[:1], layer(given_)[:1])
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.floats(-2, 2), st.sampled_from([0, 1, 2, 5])), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_terms_are_summed_to_a_single_delta(terms: list[tuple[float, int]], is_convolution: bool) -> None:
+    """``terms`` are factors and ranks; rank 0 stands for a dW without factors."""
+    layer: nn.Module = nn.Conv2d(4, 8, 3, padding=1).requires_grad_(False) if is_convolution else linear(36)
+    given_ = normal(2, 4, 5, 5) if is_convolution else normal(2, 3, 36)
+    deltas = [
+        RowDelta(dense=normal(8, 36)) if rank == 0 else RowDelta(factors=(normal(8, rank), normal(rank, 36)))
+        for _, rank in terms
+    ]
+    weighed = [(factor, delta) for (factor, _), delta in zip(terms, deltas, strict=True)]
+    total = summed(weighed, torch.device("cpu"))
+    whole = sum(factor * delta.matrix() for factor, delta in weighed)
+    close(total.matrix(), torch.as_tensor(whole))
+    ranks = [rank for _, rank in terms]
+    assert (total.factors is not None) == (0 not in ranks and sum(ranks) * (8 + 36) < 8 * 36)
+    close(with_branch(layer, given_, weighed, [(0, 2)]), merged(layer, given_, [torch.as_tensor(whole)]))
+
+
+def test_the_sum_is_formed_once_and_anew_after_each_change() -> None:
+    layer, given_ = linear(), normal(2, 6)
+    branches, dense = Branches(), normal(8, 6)
+    branches.rows.tell(2, [(0, 2)])
+    branches.put(layer, "all", [(1.0, RowDelta(dense=dense)), (0.5, RowDelta(dense=dense))])
+    assert branches.held_bytes() == 0
+    close(layer(given_), merged(layer, given_, [1.5 * dense]))
+    assert branches.held_bytes() == 8 * 6 * 4
+    dense.neg_()  # what has been formed is used again, whatever becomes of its source
+    close(layer(given_), merged(layer, given_, [-1.5 * dense]))
+    branches.put(layer, "all", [(0.5, RowDelta(dense=dense))])
+    close(layer(given_), merged(layer, given_, [0.5 * dense]))
+    layer.to(torch.bfloat16)
+    assert layer(given_.to(torch.bfloat16)).dtype == torch.bfloat16
+    assert branches.held_bytes() == 8 * 6 * 2
+    branches.clear()
+    assert branches.held_bytes() == 0
+
+
+def test_an_output_that_cannot_be_seen_flat() -> None:
+    class Turned(nn.Linear):
+        def forward(self, given_: Tensor) -> Tensor:
+            return super().forward(given_).transpose(0, 1).contiguous().transpose(0, 1)
+
+    layer, given_, delta = Turned(6, 8).requires_grad_(False), normal(3, 4, 6), normal(8, 6)
+    found = with_branch(layer, given_, [(1.0, RowDelta(dense=delta))], [(0, 2)])
+    assert not found[:2].is_contiguous()
+    close(found[:2], merged(layer, given_, [delta])[:2])
+    close(found[2:], layer(given_)[2:])
+
+
+def test_under_autocast_a_branch_is_as_exact_as_the_layer() -> None:
+    layer, given_, up, down = linear(), normal(2, 3, 6), normal(8, 2), normal(2, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_branch(layer, given_, [(1.0, RowDelta(factors=(up, down)))], [(0, 1)])
+        plain = layer(given_)
+    assert found.dtype == plain.dtype == torch.bfloat16
+    assert torch.equal(found[1:], plain[1:])
+    expected = merged(layer, given_, [up @ down])[:1].to(torch.bfloat16)
+    torch.testing.assert_close(found[:1], expected, rtol=0.05, atol=0.05)
 
 
 def test_a_hook_is_there_only_while_something_is_added() -> None:

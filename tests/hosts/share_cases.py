@@ -125,7 +125,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("guidance", ["content", "none", "2.5"])
+@pytest.mark.parametrize("guidance", ["content", "none", "2.5", "4x"])
 @pytest.mark.parametrize("rows", ROWS)
 def test_the_unconditional_rows_get_what_the_guidance_says(webui: WebUI, rows: str, guidance: str) -> None:
     check_guidance(webui, guidance, **ROWS[rows])
@@ -135,8 +135,13 @@ def check_guidance(webui: WebUI, guidance: str, tolerance: float = 2e-4, **reque
     """D = D_u + g (D_c - D_u), each of the two made alone by a job at a CFG scale of 1."""
     scale = 7.0
     negative = request.pop("negative_prompt", "ugly")
-    style_share = {"content": 0.0, "none": 0.0, "2.5": (scale - 2.5) / (scale - 1)}[guidance]
-    unconditional = f"{negative} <lora:style-sd1-a:{style_share!r}>" + (CONTENT if guidance != "none" else "")
+    content_share, style_share = {
+        "content": (1.0, 0.0),
+        "none": (0.0, 0.0),
+        "2.5": (1.0, (scale - 2.5) / (scale - 1)),
+        "4x": ((scale - 4) / (scale - 1),) * 2,
+    }[guidance]
+    unconditional = f"{negative} <lora:content-sd1-a:{content_share!r}><lora:style-sd1-a:{style_share!r}>"
     conditional = denoised(webui, PAIR, cfg_scale=1, negative_prompt=negative, **request)
     other = denoised(webui, unconditional, cfg_scale=1, **request)
     settings = constant(1, 1, guidance=guidance)
