@@ -8,16 +8,16 @@ have beyond it is added to the layer's output there: through the factors of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import HostError
+from klora.weights.forms import Form, added_up
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -26,40 +26,29 @@ Layer = nn.Linear | nn.Conv2d
 class RowDelta:
     """A LoRA's dW of one layer, to be multiplied with rows of its input.
 
-    ``factors`` are (up, down) with dW = up @ down where the LoRA is of low rank: up ``[out, r]``, down
-    ``[r, in]`` or ``[r, in, h, w]``; else ``dense`` is dW itself. ``bias`` ``[out]`` is added as it is.
-    ``rows`` are the outputs that this is about where it is a part of a fused projection.
+    ``bias`` ``[out]`` is added as it is. ``rows`` are the outputs that this is about where it is a part of a
+    fused projection.
     """
 
-    factors: tuple[Tensor, Tensor] | None = None
-    dense: Tensor | None = None
+    form: Form
     bias: Tensor | None = None
     rows: tuple[tuple[int, int], ...] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> RowDelta:
         """The same delta there, in that dtype."""
-        factors = None if self.factors is None else tuple(one.to(device, dtype) for one in self.factors)
-        dense, bias = (None if one is None else one.to(device, dtype) for one in (self.dense, self.bias))
-        return RowDelta(factors, dense, bias, self.rows)  # type: ignore[arg-type]
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return RowDelta(self.form.to(device, dtype), bias, self.rows)
 
     def is_like(self, other: Tensor) -> bool:
         """Whether it lies on the device of ``other``, in its dtype."""
-        held = self.dense if self.factors is None else self.factors[0]
-        assert held is not None, "it has factors or is dense"
+        held = self.form.tensors[0]
         return held.device == other.device and held.dtype == other.dtype
 
     def bytes(self) -> int:
         """The memory of its tensors."""
-        held = (*(self.factors or ()), self.dense, self.bias)
-        return sum(one.numel() * one.element_size() for one in held if one is not None)
-
-    def matrix(self) -> Tensor:
-        """dW as a matrix ``[out, everything else]``."""
-        if self.factors is None:
-            assert self.dense is not None, "it has factors or is dense"
-            return self.dense.flatten(1)
-        up, down = self.factors
-        return up.flatten(1) @ down.flatten(1)
+        return sum(
+            one.numel() * one.element_size() for one in (*self.form.tensors, self.bias) if one is not None
+        )
 
 
 #: A LoRA's dW and what it is to be multiplied by.
@@ -148,97 +137,32 @@ class Branches:
         """What `put` has asked for, summed once, on the device and in the dtype of ``like``."""
         sums = self._sums.get(layer)
         if sums is None or not all(one.is_like(like) for one in sums):
-            kind = (like.device, like.dtype)
-            sums = [summed(terms, like.device).to(*kind) for terms in self._terms[layer].values()]
+            named = self._terms[layer].values()
+            sums = [one.to(like.device, like.dtype) for terms in named for one in summed(terms, like.device)]
             self._sums[layer] = sums
         return sums
 
 
-def summed(terms: Sequence[Term], device: torch.device) -> RowDelta:
-    """The sum of factor * dW over terms of the same rows, as a single delta of the form that costs least.
-
-    Factors stand side by side, [f1 up1, f2 up2] @ [down1; down2], so that two LoRAs take two products
-    instead of four. Where the ranks add up to more than the matrix itself is worth, or beside a dW without
-    factors, everything is added up to one matrix.
-    """
+def summed(terms: Sequence[Term], device: torch.device) -> list[RowDelta]:
+    """The sum of factor * dW over terms of the same rows, as few deltas as do it with the least work."""
     deltas = [(factor, delta.to(device, torch.float32)) for factor, delta in terms]
+    first, *others = added_up([delta.form.times(factor) for factor, delta in deltas])
     biases = [factor * delta.bias for factor, delta in deltas if delta.bias is not None]
     bias = torch.stack(biases).sum(0) if biases else None
     rows = deltas[0][1].rows
-    factors = _side_by_side(deltas)
-    if factors is not None and sum(one.numel() for one in factors) < len(factors[0]) * factors[1].shape[1]:
-        return RowDelta(factors, bias=bias, rows=rows)
-    dense = torch.stack([factor * delta.matrix() for factor, delta in deltas]).sum(0)
-    return RowDelta(dense=dense, bias=bias, rows=rows)
-
-
-def _side_by_side(deltas: Sequence[Term]) -> tuple[Tensor, Tensor] | None:
-    ups, downs = [], []
-    for factor, delta in deltas:
-        if delta.factors is None:
-            return None
-        up, down = delta.factors
-        ups.append(factor * up.flatten(1))
-        downs.append(down.flatten(1))
-    return torch.cat(ups, dim=1), torch.cat(downs)
+    return [RowDelta(first, bias, rows), *(RowDelta(form, rows=rows) for form in others)]
 
 
 def _add(output: Tensor, layer: Layer, given: Tensor, delta: RowDelta) -> None:
     """Add dW x + bias to ``output`` in place."""
     if isinstance(layer, nn.Conv2d):
-        product = _convolved(layer, given, delta)
-        output.add_(product if delta.bias is None else product + delta.bias.reshape(-1, 1, 1))
-        return
-    inner, matrix = given, delta.dense
-    if delta.factors is not None:
-        matrix, down = delta.factors
-        inner = functional.linear(given, down).to(output.dtype)
-    assert matrix is not None, "it has factors or is dense"
-    done = 0
-    for first, last in delta.rows or ((0, output.shape[-1]),):
-        piece = slice(done, done + last - first)
-        _add_product(output[..., first:last], inner, matrix[piece])
+        output.add_(delta.form.convolved(layer, given))
         if delta.bias is not None:
-            output[..., first:last].add_(delta.bias[piece])
-        done = piece.stop
-
-
-def _add_product(output: Tensor, inner: Tensor, matrix: Tensor) -> None:
-    """Add inner @ matrix.T in place: without memory for the product where the output can be seen flat."""
-    if output.dim() == 2 or output.flatten(0, -2).data_ptr() == output.data_ptr():
-        output.flatten(0, -2).addmm_(inner.reshape(-1, inner.shape[-1]), matrix.t())
-    else:
-        output.add_(functional.linear(inner, matrix))
-
-
-def _convolved(layer: nn.Conv2d, given: Tensor, delta: RowDelta) -> Tensor:
-    like: Mapping[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    kernel = tuple(layer.kernel_size)
-    if delta.factors is not None:
-        up, down = delta.factors
-        inner = functional.conv2d(given, down.reshape(down.shape[0], -1, *kernel), **like)
-        return functional.conv2d(inner, up.reshape(*up.shape[:2], 1, 1))
-    assert delta.dense is not None
-    dense = delta.dense.reshape(delta.dense.shape[0], -1, *kernel)
-    return functional.conv2d(given, dense, groups=layer.groups, **like)
-
-
-def fitted(factors: tuple[Tensor, Tensor] | None, dense: Tensor, tolerance: float = 1e-3) -> RowDelta:
-    """The cheaper of two forms of one dW: ``factors`` times the number that makes them ``dense``, if one
-    does.
-
-    A host and its extensions scale a LoRA in ways of their own; what they make of it is ``dense``, and the
-    file's own factors are the same but for a number, or they are not used.
-    """
-    if factors is None:
-        return RowDelta(dense=dense)
-    up, down = (one.to(dense.device, torch.float32) for one in factors)
-    product = (up.flatten(1) @ down.flatten(1)).reshape(dense.shape)
-    energy = float(product.pow(2).sum())
-    if energy == 0:
-        return RowDelta(dense=dense)
-    scale = float((product * dense).sum()) / energy
-    rest = float((dense - scale * product).pow(2).sum())
-    if rest > tolerance**2 * energy * scale**2:
-        return RowDelta(dense=dense)
-    return RowDelta(factors=(up * scale, down))
+            output.add_(delta.bias.reshape(-1, 1, 1))
+        return
+    outputs = [output] if delta.rows is None else [output[..., first:last] for first, last in delta.rows]
+    delta.form.add_to(outputs, given)
+    if delta.bias is not None:
+        pieces = torch.split(delta.bias, [one.shape[-1] for one in outputs])
+        for one, bias in zip(outputs, pieces, strict=True):
+            one.add_(bias)

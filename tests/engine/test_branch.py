@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.errors import HostError
-from klora.weights.branch import BatchRows, Branches, RowDelta, fitted, summed
+from klora.weights.branch import BatchRows, Branches, RowDelta, summed
+from klora.weights.forms import LowRank, Whole
 
 CHANCE = torch.Generator().manual_seed(4)
 
@@ -57,7 +58,7 @@ def test_rows_get_what_merging_would_give_them(batch: int, first: int, last: int
     layer, given_ = linear(), normal(batch, 3, 6)
     up, down = normal(8, 2), normal(2, 6)
     start, stop = sorted((min(first, batch), min(last, batch)))
-    found = with_branch(layer, given_, [(factor, RowDelta(factors=(up, down)))], [(start, stop)])
+    found = with_branch(layer, given_, [(factor, RowDelta(LowRank(up, down)))], [(start, stop)])
     expected = layer(given_)
     expected[start:stop] = merged(layer, given_, [factor * up @ down])[start:stop]
     close(found, expected)
@@ -68,7 +69,7 @@ def test_rows_get_what_merging_would_give_them(batch: int, first: int, last: int
 def test_several_terms_ranges_and_a_bias() -> None:
     layer, given_ = linear(), normal(5, 6)
     up, down, dense, bias = normal(8, 2), normal(2, 6), normal(8, 6), normal(8)
-    terms = [(0.5, RowDelta(factors=(up, down), bias=bias)), (-1.5, RowDelta(dense=dense))]
+    terms = [(0.5, RowDelta(LowRank(up, down), bias=bias)), (-1.5, RowDelta(Whole(dense)))]
     found = with_branch(layer, given_, terms, [(0, 1), (3, 5)])
     expected = layer(given_)
     changed = merged(layer, given_, [0.5 * up @ down, -1.5 * dense], 0.5 * bias)
@@ -81,7 +82,7 @@ def test_a_row_that_a_layer_sees_as_several() -> None:
     """As the temporal layers of video models, which fold frames into the batch."""
     layer, given_ = linear(), normal(6, 3, 6)
     branches, delta = Branches(), normal(8, 6)
-    branches.put(layer, "all", [(1.0, RowDelta(dense=delta))])
+    branches.put(layer, "all", [(1.0, RowDelta(Whole(delta)))])
     branches.rows.tell(2, [(0, 1)])
     found = layer(given_)
     branches.clear()
@@ -108,7 +109,7 @@ def test_parts_of_a_fused_projection(is_low_rank: bool) -> None:
         count = sum(last - first for first, last in rows)
         up, down = normal(count, 2), normal(2, 6)
         delta = (
-            RowDelta(factors=(up, down), rows=rows) if is_low_rank else RowDelta(dense=up @ down, rows=rows)
+            RowDelta(LowRank(up, down), rows=rows) if is_low_rank else RowDelta(Whole(up @ down), rows=rows)
         )
         branches.put(layer, name, [(2.0, delta)])
         done = 0
@@ -121,7 +122,7 @@ def test_parts_of_a_fused_projection(is_low_rank: bool) -> None:
     branches.put(layer, "q", [])
     whole[:4] = 0
     close(layer(given_)[1:], merged(layer, given_, [whole])[1:])
-    branches.put(layer, "v", [(0.0, RowDelta(dense=normal(3, 6)))])
+    branches.put(layer, "v", [(0.0, RowDelta(Whole(normal(3, 6))))])
     assert not layer._forward_hooks
     assert torch.equal(layer(given_), functional.linear(given_, layer.weight, layer.bias))
 
@@ -141,7 +142,7 @@ def test_convolutions(options: dict[str, int], down: tuple[int, ...], is_low_ran
     layer, given_ = nn.Conv2d(4, 6, **options).requires_grad_(False), normal(3, 4, 9, 9)
     a, b, bias = normal(*down), normal(6, 2, 1, 1), normal(6)
     dense = (b.flatten(1) @ a.flatten(1)).reshape(layer.weight.shape)
-    delta = RowDelta(factors=(b, a), bias=bias) if is_low_rank else RowDelta(dense=dense, bias=bias)
+    delta = RowDelta(LowRank(b, a), bias=bias) if is_low_rank else RowDelta(Whole(dense), bias=bias)
     found = with_branch(layer, given_, [(0.7, delta)], [(0, 2)])
     close(found[:2], merged(layer, given_, [0.7 * dense], 0.7 * bias)[:2])
     assert torch.equal(found[2:], layer(given_)[2:])
@@ -151,13 +152,13 @@ def test_convolutions(options: dict[str, int], down: tuple[int, ...], is_low_ran
 def test_a_linear_whose_lora_is_a_convolution_of_1_x_1(shape: tuple[int, ...]) -> None:
     layer, given_ = linear(), normal(2, 3, 6)
     up, down = normal(8, 2, 1, 1), normal(*shape)
-    found = with_branch(layer, given_, [(1.0, RowDelta(factors=(up, down)))], [(0, 2)])
+    found = with_branch(layer, given_, [(1.0, RowDelta(LowRank(up, down)))], [(0, 2)])
     close(found, merged(layer, given_, [up.flatten(1) @ down.flatten(1)]))
 
 
 def test_half_precision_stays_so() -> None:
     layer, given_ = linear().to(torch.bfloat16), normal(2, 6).to(torch.bfloat16)
-    delta = RowDelta(factors=(normal(8, 2), normal(2, 6)), bias=normal(8))
+    delta = RowDelta(LowRank(normal(8, 2), normal(2, 6)), bias=normal(8))
     found = with_branch(layer, given_, [(1.0, delta)], [(0, 1)])
     assert found.dtype == torch.bfloat16
     assert not torch.equal(found[:1], layer(given_)[:1])
@@ -173,15 +174,15 @@ def test_terms_are_summed_to_a_single_delta(terms: list[tuple[float, int]], is_c
     layer: nn.Module = nn.Conv2d(4, 8, 3, padding=1).requires_grad_(False) if is_convolution else linear(36)
     given_ = normal(2, 4, 5, 5) if is_convolution else normal(2, 3, 36)
     deltas = [
-        RowDelta(dense=normal(8, 36)) if rank == 0 else RowDelta(factors=(normal(8, rank), normal(rank, 36)))
+        RowDelta(Whole(normal(8, 36))) if rank == 0 else RowDelta(LowRank(normal(8, rank), normal(rank, 36)))
         for _, rank in terms
     ]
     weighed = [(factor, delta) for (factor, _), delta in zip(terms, deltas, strict=True)]
-    total = summed(weighed, torch.device("cpu"))
-    whole = sum(factor * delta.matrix() for factor, delta in weighed)
-    close(total.matrix(), torch.as_tensor(whole))
+    (total,) = summed(weighed, torch.device("cpu"))
+    whole = sum(factor * delta.form.matrix() for factor, delta in weighed)
+    close(total.form.matrix(), torch.as_tensor(whole))
     ranks = [rank for _, rank in terms]
-    assert (total.factors is not None) == (0 not in ranks and sum(ranks) * (8 + 36) < 8 * 36)
+    assert isinstance(total.form, LowRank) == (0 not in ranks and sum(ranks) * (8 + 36) < 8 * 36)
     close(with_branch(layer, given_, weighed, [(0, 2)]), merged(layer, given_, [torch.as_tensor(whole)]))
 
 
@@ -189,13 +190,13 @@ def test_the_sum_is_formed_once_and_anew_after_each_change() -> None:
     layer, given_ = linear(), normal(2, 6)
     branches, dense = Branches(), normal(8, 6)
     branches.rows.tell(2, [(0, 2)])
-    branches.put(layer, "all", [(1.0, RowDelta(dense=dense)), (0.5, RowDelta(dense=dense))])
+    branches.put(layer, "all", [(1.0, RowDelta(Whole(dense))), (0.5, RowDelta(Whole(dense)))])
     assert branches.held_bytes() == 0
     close(layer(given_), merged(layer, given_, [1.5 * dense]))
     assert branches.held_bytes() == 8 * 6 * 4
     dense.neg_()  # what has been formed is used again, whatever becomes of its source
     close(layer(given_), merged(layer, given_, [-1.5 * dense]))
-    branches.put(layer, "all", [(0.5, RowDelta(dense=dense))])
+    branches.put(layer, "all", [(0.5, RowDelta(Whole(dense)))])
     close(layer(given_), merged(layer, given_, [0.5 * dense]))
     layer.to(torch.bfloat16)
     assert layer(given_.to(torch.bfloat16)).dtype == torch.bfloat16
@@ -210,7 +211,7 @@ def test_an_output_that_cannot_be_seen_flat() -> None:
             return super().forward(given_).transpose(0, 1).contiguous().transpose(0, 1)
 
     layer, given_, delta = Turned(6, 8).requires_grad_(False), normal(3, 4, 6), normal(8, 6)
-    found = with_branch(layer, given_, [(1.0, RowDelta(dense=delta))], [(0, 2)])
+    found = with_branch(layer, given_, [(1.0, RowDelta(Whole(delta)))], [(0, 2)])
     assert not found[:2].is_contiguous()
     close(found[:2], merged(layer, given_, [delta])[:2])
     close(found[2:], layer(given_)[2:])
@@ -219,7 +220,7 @@ def test_an_output_that_cannot_be_seen_flat() -> None:
 def test_under_autocast_a_branch_is_as_exact_as_the_layer() -> None:
     layer, given_, up, down = linear(), normal(2, 3, 6), normal(8, 2), normal(2, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        found = with_branch(layer, given_, [(1.0, RowDelta(factors=(up, down)))], [(0, 1)])
+        found = with_branch(layer, given_, [(1.0, RowDelta(LowRank(up, down)))], [(0, 1)])
         plain = layer(given_)
     assert found.dtype == plain.dtype == torch.bfloat16
     assert torch.equal(found[1:], plain[1:])
@@ -233,51 +234,11 @@ def test_a_hook_is_there_only_while_something_is_added() -> None:
     for layer in layers:
         branches.put(layer, "all", [])
         assert not layer._forward_hooks
-        branches.put(layer, "all", [(1.0, RowDelta(dense=normal(8, 6)))])
-        branches.put(layer, "all", [(2.0, RowDelta(dense=normal(8, 6)))])
+        branches.put(layer, "all", [(1.0, RowDelta(Whole(normal(8, 6))))])
+        branches.put(layer, "all", [(2.0, RowDelta(Whole(normal(8, 6))))])
         assert len(layer._forward_hooks) == 1
     branches.put(layers[0], "all", [])
     assert [len(layer._forward_hooks) for layer in layers] == [0, 1]
     branches.clear()
     branches.clear()
     assert not any(layer._forward_hooks for layer in layers)
-
-
-# --- Which form -----------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 2**32 - 1), st.floats(-4, 4).filter(lambda one: abs(one) > 1e-3))
-def test_factors_are_taken_when_they_are_the_delta_but_for_a_number(seed: int, scale: float) -> None:
-    chance = torch.Generator().manual_seed(seed)
-    up, down = torch.randn(8, 2, generator=chance), torch.randn(2, 6, generator=chance)
-    found = fitted((up, down), scale * up @ down)
-    assert found.dense is None
-    assert found.factors is not None
-    torch.testing.assert_close(found.factors[0] @ found.factors[1], scale * up @ down, rtol=1e-3, atol=1e-4)
-
-
-def test_the_delta_itself_is_taken_otherwise() -> None:
-    up, down, dense = normal(8, 2), normal(2, 6), normal(8, 6)
-    zeros = torch.zeros(8, 2)
-    for factors, wanted in (
-        (None, dense),
-        ((up, down), dense),
-        ((up, down), up @ down + 0.01 * dense),
-        ((zeros, down), dense),
-        ((up, down), torch.zeros(8, 6)),
-    ):
-        found = fitted(factors, wanted)
-        product = wanted if found.factors is None else found.factors[0] @ found.factors[1]
-        close(product, wanted)
-        if found.factors is None:
-            assert found.dense is wanted
-
-
-def test_factors_of_a_convolution_are_fitted() -> None:
-    up, down = normal(6, 2, 1, 1), normal(2, 4, 3, 3)
-    dense = 0.5 * (up.flatten(1) @ down.flatten(1)).reshape(6, 4, 3, 3)
-    found = fitted((up, down), dense)
-    assert found.factors is not None
-    layer, given_ = nn.Conv2d(4, 6, 3, padding=1).requires_grad_(False), normal(2, 4, 5, 5)
-    close(with_branch(layer, given_, [(1.0, found)], [(0, 2)]), merged(layer, given_, [dense]))

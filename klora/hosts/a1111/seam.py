@@ -26,6 +26,7 @@ from klora.hosts.common.file_ranks import FileRanks
 from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta
+from klora.weights.forms import LowRank, fitted, form_of
 
 #: Network modules whose effect is no dW that two LoRAs could be weighed by.
 _NOT_CONTESTED = frozenset({"NetworkModuleNorm", "NetworkModuleIa3", "NetworkModuleOFT"})
@@ -45,7 +46,7 @@ class A1111Seam:
         self.model = model
         self._networks = networks
         self._cast = tuple(cast)
-        self._file_ranks = FileRanks([str(one.network_on_disk.filename) for one in self._cast[:2]])
+        self._file_ranks = FileRanks([str(one.network_on_disk.filename) for one in self._cast])
         self._device = device
         touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
         named = {_canonical(name): name for name in touched}
@@ -184,10 +185,13 @@ class A1111Seam:
         if _is_plain(module):
             scale = module.calc_scale() * module.multiplier()
             up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
-            return RowDelta(factors=(up.flatten(1) * scale, down))
+            return RowDelta(LowRank(up.flatten(1) * scale, down))
         with torch.no_grad():
             _, bias = module.calc_updown(self._clean_weight(module.sd_module))
-        return RowDelta(dense=self._delta(network, layer), bias=bias)
+            dense = self._delta(network, layer)
+            in_file = self._file_ranks.layer(layer, self._cast.index(network))
+            form = None if in_file is None else form_of(in_file)
+            return RowDelta(fitted(form, dense), bias)
 
 
 def _is_among(network: Any, others: Sequence[Any]) -> bool:

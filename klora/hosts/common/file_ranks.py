@@ -19,8 +19,12 @@ class FileRanks:
 
     def energy_rank(self, layer: str, place: int) -> int | None:
         """The energy rank of a layer by its canonical name, where the factors tell it; else ``None``."""
-        in_file = self._layers[place].get(layer)
+        in_file = self.layer(layer, place)
         return None if in_file is None else in_file.energy_rank(ENERGY_SHARE)
+
+    def layer(self, layer: str, place: int) -> LoraLayer | None:
+        """A layer as the file of a LoRA has it, or ``None``."""
+        return self._layers[place].get(layer)
 
     @cached_property
     def _layers(self) -> list[dict[str, LoraLayer]]:

@@ -20,6 +20,7 @@ from klora.planning import LayerView
 from klora.schedule import LayerShares
 from klora.scores import ENERGY_SHARE
 from klora.weights.branch import Branches, RowDelta
+from klora.weights.forms import Whole, form_of
 
 
 @dataclass(frozen=True)
@@ -202,12 +203,11 @@ class PipelineSeam:
         self.branches.put(module, layer, differing)
 
     def _row_delta(self, place: int, layer: str) -> RowDelta:
-        factors = self._layers[place][layer].factors()
         bias = self._bias_delta(place, layer) if layer in self._biases else None
-        if factors is None:
-            return RowDelta(dense=self._delta(place, 1.0, layer), bias=bias)
-        up, down = factors
-        return RowDelta(factors=(self._files[place].weight * up.flatten(1), down), bias=bias)
+        form = form_of(self._layers[place][layer])
+        if form is None:
+            return RowDelta(Whole(self._delta(place, 1.0, layer)), bias)
+        return RowDelta(form.times(self._files[place].weight), bias)
 
     def _bias_delta(self, place: int, layer: str) -> Tensor:
         """What a LoRA adds to the bias of a layer, ``[out]``; zeros where it leaves the bias alone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,7 +18,8 @@ from klora.hosts.forge_family.layers import ChangedLayer, Layers
 from klora.hosts.forge_family.reading import mark_of
 from klora.planning import file_stamp
 from klora.schedule import LayerShares
-from klora.weights.branch import Branches, Layer, RowDelta, fitted
+from klora.weights.branch import Branches, Layer, RowDelta
+from klora.weights.forms import Form, Whole, fitted, form_of
 
 #: How the host marks a piece of the batch that belongs to the unconditional pass.
 _UNCONDITIONAL = 1
@@ -85,7 +85,7 @@ class SideBranches:
         name = layer.view.name
         if name not in kept:
             delta = self._formed(place, layer)
-            if delta.factors is None:
+            if isinstance(delta.form, Whole):
                 return delta  # large, and may depend on the checkpoint
             kept[name] = delta
         return kept[name]
@@ -93,25 +93,19 @@ class SideBranches:
     @torch.inference_mode()
     def _formed(self, place: int, layer: ChangedLayer) -> RowDelta:
         dense = self._deltas.of_weight(place, layer)
-        delta = fitted(self._factors(place, layer, dense), dense)
-        bias = self._deltas.of_bias(place, layer)
-        storage = self._denoiser.unet.offload_device  # a branch takes it from there in its first forward
-        if delta.factors is not None:
-            up, down = delta.factors
-            delta = replace(delta, factors=(up.to(storage), down.to(storage)))
-        else:
+        form = fitted(self._form_in_file(place, layer), dense)
+        if isinstance(form, Whole):
             assert layer.weight is not None, "it has a dW"
             dtype = _dtype_to_keep(self._denoiser.clean(layer.weight))
-            delta = replace(delta, dense=dense.to(storage, dtype))
-        return replace(delta, bias=None if bias is None else bias.to(storage), rows=layer.rows)
+        else:
+            dtype = torch.float32
+        bias = self._deltas.of_bias(place, layer)
+        storage = self._denoiser.unet.offload_device  # a branch takes it from there in its first forward
+        return RowDelta(form.to(storage, dtype), None if bias is None else bias.to(storage), layer.rows)
 
-    def _factors(self, place: int, layer: ChangedLayer, dense: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _form_in_file(self, place: int, layer: ChangedLayer) -> Form | None:
         in_file = self._in_files[place].get(layer.view.name)
-        factors = None if in_file is None else in_file.factors()
-        if factors is None or layer.needs_base[place]:
-            return None
-        up, down = factors
-        return factors if up.shape[0] * down[0].numel() == dense.numel() else None
+        return None if in_file is None or layer.needs_base[place] else form_of(in_file)
 
     @cached_property
     def _in_files(self) -> list[Layers]:

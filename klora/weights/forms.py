@@ -1,0 +1,283 @@
+"""Forms in which dW of a layer can be multiplied with rows of its input, the cheapest that its type allows.
+
+Shapes: dW is ``[out, in]``, or ``[out, in * kh * kw]`` of a convolution, rows of an input ``[..., in]`` or
+``[n, in, h, w]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from klora.files import LoraLayer
+from klora.files.kinds import MAGNITUDES, lokr_factor
+from klora.files.layer import take_rows
+
+
+class Form(Protocol):
+    """One dW; immutable."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it consists of."""
+        ...
+
+    @property
+    def elements(self) -> int:
+        """Of the whole matrix."""
+        ...
+
+    @property
+    def work(self) -> int:
+        """Products of two numbers that one row of a linear's input takes."""
+        ...
+
+    def matrix(self) -> Tensor:
+        """dW itself."""
+        ...
+
+    def times(self, factor: float) -> Form:
+        """factor * dW."""
+        ...
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Form:
+        """The same there, in that dtype."""
+        ...
+
+    def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
+        """Add a linear's dW x in place to ``outputs``, views that share dW's rows in order."""
+        ...
+
+    def convolved(self, layer: nn.Conv2d, given: Tensor) -> Tensor:
+        """dW applied as a convolution like ``layer``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The matrix: types of which nothing less is known, DoRA among them."""
+
+    delta: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The matrix alone."""
+        return (self.delta,)
+
+    @property
+    def elements(self) -> int:
+        """out * in."""
+        return self.delta.numel()
+
+    @property
+    def work(self) -> int:
+        """All of it."""
+        return self.delta.numel()
+
+    def matrix(self) -> Tensor:
+        """A view."""
+        return self.delta.flatten(1)
+
+    def times(self, factor: float) -> Whole:
+        """factor * dW."""
+        return Whole(factor * self.delta)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Whole:
+        """The same there, in that dtype."""
+        return Whole(self.delta.to(device, dtype))
+
+    def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
+        """A product for each output."""
+        _add_products(outputs, given, self.matrix())
+
+    def convolved(self, layer: nn.Conv2d, given: Tensor) -> Tensor:
+        """One convolution."""
+        kernel = self.delta.reshape(self.delta.shape[0], -1, *layer.kernel_size)
+        return functional.conv2d(given, kernel, groups=layer.groups, **_like(layer))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """up ``[out, r]`` @ down ``[r, in, ...]``."""
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Both factors."""
+        return (self.up, self.down)
+
+    @property
+    def elements(self) -> int:
+        """out * in."""
+        return len(self.up) * self.down[0].numel()
+
+    @property
+    def work(self) -> int:
+        """r * (in + out)."""
+        return self.up.numel() + self.down.numel()
+
+    def matrix(self) -> Tensor:
+        """Their product."""
+        return self.up.flatten(1) @ self.down.flatten(1)
+
+    def times(self, factor: float) -> LowRank:
+        """factor * dW."""
+        return LowRank(factor * self.up, self.down)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LowRank:
+        """The same there, in that dtype."""
+        return LowRank(self.up.to(device, dtype), self.down.to(device, dtype))
+
+    def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
+        """The small product first."""
+        inner = functional.linear(given, self.down.flatten(1)).to(given.dtype)
+        _add_products(outputs, inner, self.up.flatten(1))
+
+    def convolved(self, layer: nn.Conv2d, given: Tensor) -> Tensor:
+        """A convolution to r channels, and one of 1 x 1."""
+        down = self.down.reshape(self.down.shape[0], -1, *layer.kernel_size)
+        inner = functional.conv2d(given, down, **_like(layer))
+        return functional.conv2d(inner, self.up.reshape(*self.up.shape[:2], 1, 1))
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """first ``[a, b]`` (x) second ``[c, d, ...]``, of LoKr: dW has a * c rows and b * d columns."""
+
+    first: Tensor
+    second: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Both factors."""
+        return (self.first, self.second)
+
+    @property
+    def elements(self) -> int:
+        """a * b * c * d."""
+        return self.first.numel() * self.second.numel()
+
+    @property
+    def work(self) -> int:
+        """The second factor for each column of the first, then the first for each row of the second."""
+        return self.first.shape[1] * self.second.numel() + self.first.numel() * self.second.shape[0]
+
+    def matrix(self) -> Tensor:
+        """Their Kronecker product."""
+        outer = torch.einsum("ab,cd...->acbd...", self.first, self.second)
+        return outer.flatten(0, 1).flatten(1)
+
+    def times(self, factor: float) -> Kronecker:
+        """factor * dW."""
+        return Kronecker(factor * self.first, self.second)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Kronecker:
+        """The same there, in that dtype."""
+        return Kronecker(self.first.to(device, dtype), self.second.to(device, dtype))
+
+    def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
+        """Each piece of the input by the second factor, then the pieces by the first."""
+        pieces = given.reshape(*given.shape[:-1], self.first.shape[1], -1)
+        mixed = torch.matmul(self.first, functional.linear(pieces, self.second.flatten(1)))
+        done = 0
+        for output in outputs:
+            output.add_(mixed.flatten(-2)[..., done : done + output.shape[-1]])
+            done += output.shape[-1]
+
+    def convolved(self, layer: nn.Conv2d, given: Tensor) -> Tensor:
+        """The same with the channels of an image."""
+        kernel = self.second.reshape(self.second.shape[0], -1, *layer.kernel_size)
+        pieces = given.reshape(-1, kernel.shape[1], *given.shape[2:])
+        inner = functional.conv2d(pieces, kernel, **_like(layer))
+        grouped = inner.reshape(len(given), self.first.shape[1], *inner.shape[1:])
+        return torch.einsum("ab,nbc...->nac...", self.first, grouped).flatten(1, 2)
+
+
+def _like(layer: nn.Conv2d) -> Mapping[str, Any]:
+    return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+
+
+def _add_products(outputs: Sequence[Tensor], inner: Tensor, matrix: Tensor) -> None:
+    """Add inner @ rows.T in place to each output, whose rows of ``matrix`` follow one another."""
+    done = 0
+    for output in outputs:
+        rows = matrix[done : done + output.shape[-1]]
+        done += output.shape[-1]
+        flat = output.flatten(0, -2)
+        if flat.data_ptr() == output.data_ptr():  # no memory for the product
+            flat.addmm_(inner.reshape(-1, inner.shape[-1]), rows.t())
+        else:
+            output.add_(functional.linear(inner, rows))
+
+
+def added_up(forms: Sequence[Form]) -> tuple[Form, ...]:
+    """The sum of several dW of a layer, in forms that cost no more together.
+
+    Factors of low rank stand side by side, [up1, up2] @ [down1; down2], so that two LoRAs take two products
+    instead of four. Where that is more work than the matrix itself, or beside a matrix, all are added up.
+    """
+    low = [form for form in forms if isinstance(form, LowRank)]
+    others: list[Form] = [form for form in forms if not isinstance(form, LowRank)]
+    if low:
+        up = torch.cat([form.up.flatten(1) for form in low], dim=1)
+        others.append(LowRank(up, torch.cat([form.down.flatten(1) for form in low])))
+    is_whole = any(isinstance(form, Whole) for form in others)
+    if is_whole or sum(form.work for form in others) >= others[0].elements:
+        return (Whole(torch.stack([form.matrix() for form in forms]).sum(0)),)
+    return tuple(others)
+
+
+def form_of(layer: LoraLayer) -> Form | None:
+    """A form of a file's layer that is less work than its matrix, alpha included; ``None`` if there is none.
+
+    LoHa, (A1 B1) * (A2 B2), is of rank r^2: row by row the Kronecker product of A1 and A2, column by column
+    that of B1 and B2.
+    """
+    form = _form_of(layer)
+    return None if form is None or form.work >= form.elements else form
+
+
+def _form_of(layer: LoraLayer) -> Form | None:
+    factors = layer.factors()
+    if factors is not None:
+        return LowRank(*factors)
+    if layer.kind not in ("loha", "lokr"):
+        return None
+    stored, scale = layer.weights_and_scale()
+    tensors = {name: one.float() for name, one in stored.items()}
+    if tensors.keys() & {*MAGNITUDES, "hada_t1", "hada_t2"}:
+        return None
+    if layer.kind == "lokr":
+        parts = (scale * lokr_factor(tensors, "1"), lokr_factor(tensors, "2"))
+        return Kronecker(*parts) if layer.rows is None else None
+    a1, b1, a2, b2 = (tensors[f"hada_w{half}_{one}"] for half in "12" for one in "ab")
+    up = scale * torch.einsum("oi,oj->oij", a1, a2).flatten(1)
+    down = torch.einsum("in,jn->ijn", b1, b2).flatten(0, 1)
+    return LowRank(up if layer.rows is None else take_rows(up, layer.rows), down)
+
+
+def fitted(form: Form | None, dense: Tensor, tolerance: float = 1e-3) -> Form:
+    """The cheaper of two forms of one dW: ``form`` times the number that makes it ``dense``, if one does.
+
+    A host and its extensions scale a LoRA in ways of their own; what they make of it is ``dense``, and what
+    the file holds is the same but for a number, or it is not used.
+    """
+    if form is None or form.elements != dense.numel():
+        return Whole(dense)
+    form = form.to(dense.device, torch.float32)
+    product = form.matrix().reshape(dense.shape)
+    energy = float(product.pow(2).sum())
+    if energy == 0:
+        return Whole(dense)
+    scale = float((product * dense).sum()) / energy
+    rest = float((dense - scale * product).pow(2).sum())
+    if rest > tolerance**2 * energy * scale**2:
+        return Whole(dense)
+    return form.times(scale)
