@@ -7,8 +7,9 @@ A step runs both passes of the guidance as rows of one batch. Sides, in turns, i
 a branch that takes the style from the unconditional row; the default's branch, which takes both LoRAs from
 it; and two calls of one row with the weights of all the style's layers exchanged between them, which is
 what remains without a branch. CPU seconds of a UNet of SD1.5's shape (at the default width), random numbers,
-attention LoRAs; LoKr stands for the types without two factors. Printed are medians, their ratio to the
-first, and what the branches hold in memory.
+attention LoRAs; LoKr stands for the types without two factors. Printed are medians, the median of each
+round's ratio to its first side (a machine is not equally fast from minute to minute; every other round goes
+backwards), and what the branches hold in memory.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def main() -> None:
         held = {}
         with seam.withheld(names):
             for number in range(options.rounds + 1):
-                for name, step in sides(model, seam, options.size).items():
+                steps = list(sides(model, seam, options.size).items())
+                for name, step in steps[:: -1 if number % 2 else 1]:
                     seam.apply(dict.fromkeys(names, BEFORE[name]))
                     step()  # forms what the branches add
                     held[name] = seam.branches.held_bytes()
@@ -129,11 +131,12 @@ def main() -> None:
                     step()
                     if number:  # the first round warms up
                         taken.setdefault(name, []).append(time.process_time() - began)
-    base = statistics.median(taken["both rows alike"])
-    for name, seconds in taken.items():
-        median = statistics.median(seconds)
+    base = taken["both rows alike"]
+    for name in BEFORE:
+        median = statistics.median(taken[name])
+        ratio = statistics.median(one / other for one, other in zip(taken[name], base, strict=True))
         memory = held[name] / 2**20
-        print(f"{name:26}: median {median:.3f} s, ratio {median / base:.3f}, branches {memory:.0f} MiB")
+        print(f"{name:26}: median {median:.3f} s, ratio {ratio:.3f}, branches {memory:.0f} MiB")
 
 
 if __name__ == "__main__":

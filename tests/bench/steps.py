@@ -68,7 +68,8 @@ class Times:
 
     first: list[float] = field(default_factory=list)
     """Of each picture: until the first call of the denoiser, scores included."""
-    steps: list[float] = field(default_factory=list)
+    pictures: list[list[float]] = field(default_factory=list)
+    """Of each picture: each of its steps."""
     merging: list[float] = field(default_factory=list)
     """Of each step: what the host's own merging took, where a merge is a call inside the denoiser."""
     before: list[float] = field(default_factory=list)
@@ -86,7 +87,7 @@ def measure(webui: WebUI, side: Side, request: Mapping[str, Any], times: Times) 
     seen = webui.call("/probe/look")
     steps, merging = _between(seen["calls"]), _between(seen["merging"])
     times.first.append(seen["calls"][0] - began)
-    times.steps += steps
+    times.pictures.append(steps)
     times.merging += merging
     times.before.append(sum(seen["before"][1:]))
     times.merges = sum(count for name, count in seen["merges"].items() if "_attn" in name)
@@ -101,24 +102,40 @@ def _between(moments: Sequence[float]) -> list[float]:
 
 
 def compare(webui: WebUI, sides: Mapping[str, Side], request: Mapping[str, Any], rounds: int) -> None:
-    """Print each picture's times, then medians and their ratios to the first side's."""
+    """Print each picture's times, then medians, and the median of each round's ratio to its first side.
+
+    A machine is not equally fast from minute to minute, so a round is compared with itself, and every other
+    round goes backwards.
+    """
     times = {name: Times() for name in sides}
     for number in range(1, rounds + 1):
-        for name, side in sides.items():
+        for name, side in list(sides.items())[:: 1 if number % 2 else -1]:
             line = measure(webui, side, request, times[name])
             print(f"round {number} {name}: {line}, {time.strftime('%H:%M:%S')}", flush=True)
     base = next(iter(times.values()))
     for name, one in times.items():
+        whole = [first + sum(steps) for first, steps in zip(one.first, one.pictures, strict=True)]
+        whole_base = [first + sum(steps) for first, steps in zip(base.first, base.pictures, strict=True)]
+        steps = _each(statistics.median, one.pictures)
         print(
-            f"{name:10}: median step {statistics.median(one.steps):.3f} s, ratio "
-            f"{_ratio(statistics.median, one.steps, base.steps):.3f}; of it merging "
-            f"{statistics.median(one.merging):.3f} s; mean step ratio "
-            f"{_ratio(statistics.mean, one.steps, base.steps):.3f}; before the denoiser, a picture "
-            f"{statistics.median(one.before):.2f} s; first call, cold {one.first[0]:.2f} s, then "
+            f"{name:10}: median step {statistics.median(steps):.3f} s, ratio "
+            f"{_ratio(steps, _each(statistics.median, base.pictures))}; of it merging "
+            f"{statistics.median(one.merging):.3f} s; all steps, ratio "
+            f"{_ratio(_each(sum, one.pictures), _each(sum, base.pictures))}; "
+            f"whole picture of a warm pair, ratio {_ratio(whole[1:], whole_base[1:])}; before the denoiser, "
+            f"a picture {statistics.median(one.before):.2f} s; first call, cold {one.first[0]:.2f} s, then "
             f"{min(one.first[1:] or [0]):.2f} s; merges of attention layers {one.merges}",
             flush=True,
         )
 
 
-def _ratio(average: Callable[[list[float]], float], ours: list[float], theirs: list[float]) -> float:
-    return average(ours) / average(theirs)
+def _each(average: Callable[[list[float]], float], pictures: Sequence[list[float]]) -> list[float]:
+    return [average(steps) for steps in pictures]
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The median of each round's ratio, and the least and the greatest."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    if not ratios:
+        return "-"
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
