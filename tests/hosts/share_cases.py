@@ -131,7 +131,13 @@ def test_the_unconditional_rows_get_what_the_guidance_says(webui: WebUI, rows: s
     check_guidance(webui, guidance, **ROWS[rows])
 
 
-def check_guidance(webui: WebUI, guidance: str, tolerance: float = 2e-4, **request: Any) -> None:
+def check_guidance(
+    webui: WebUI,
+    guidance: str,
+    tolerance: float = 2e-4,
+    names: tuple[str, str] = NAMES,
+    **request: Any,
+) -> None:
     """D = D_u + g (D_c - D_u), each of the two made alone by a job at a CFG scale of 1."""
     scale = 7.0
     negative = request.pop("negative_prompt", "ugly")
@@ -141,12 +147,13 @@ def check_guidance(webui: WebUI, guidance: str, tolerance: float = 2e-4, **reque
         "2.5": (1.0, (scale - 2.5) / (scale - 1)),
         "4x": ((scale - 4) / (scale - 1),) * 2,
     }[guidance]
-    unconditional = f"{negative} <lora:content-sd1-a:{content_share!r}><lora:style-sd1-a:{style_share!r}>"
-    conditional = denoised(webui, PAIR, cfg_scale=1, negative_prompt=negative, **request)
+    pair = f"a cat <lora:{names[0]}:1><lora:{names[1]}:1>"
+    unconditional = f"{negative} <lora:{names[0]}:{content_share!r}><lora:{names[1]}:{style_share!r}>"
+    conditional = denoised(webui, pair, cfg_scale=1, negative_prompt=negative, **request)
     other = denoised(webui, unconditional, cfg_scale=1, **request)
     settings = constant(1, 1, guidance=guidance)
-    fused = denoised(webui, PAIR, settings, cfg_scale=scale, negative_prompt=negative, **request)
-    plain = denoised(webui, PAIR, cfg_scale=scale, negative_prompt=negative, **request)
+    fused = denoised(webui, pair, settings, cfg_scale=scale, negative_prompt=negative, **request)
+    plain = denoised(webui, pair, cfg_scale=scale, negative_prompt=negative, **request)
     expected = other + scale * (conditional - other)
     deviation = np.abs(fused - expected).max()
     assert deviation <= tolerance * max(1.0, np.abs(expected).max())

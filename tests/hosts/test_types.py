@@ -1,7 +1,10 @@
-"""Types of LoRA that have no rank, on real hosts: full-matrix LoKr, whose rank comes from its file."""
+"""Types of LoRA other than the plain one, on real hosts: full-matrix LoKr, whose rank comes from its file,
+and LoHa.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,38 +14,64 @@ from torch import Tensor
 
 from tests.hosts.family import FamilyWebUI
 from tests.hosts.server import WebUI
+from tests.hosts.share_cases import check_guidance
 from tests.hosts.test_a1111 import CONTENT_WINS, STYLE_WINS, _plain_options  # noqa: F401 - a fixture
 
 FACTOR = 4
 CONTENT, STYLE = "<lora:content-lokr:1>", "<lora:style-lokr:1>"
 
 
-def write_lokr(like: Path, target: Path, seed: int) -> None:
-    """A full-matrix LoKr of random numbers in the attention layers of a LoRA file."""
+Normal = Callable[..., Tensor]
+
+
+def lokr(normal: Normal, rows: int, columns: int) -> dict[str, Tensor]:
+    """Parameters of a full-matrix LoKr."""
+    return {
+        "lokr_w1": 0.1 * normal(FACTOR, FACTOR),
+        "lokr_w2": 0.1 * normal(rows // FACTOR, columns // FACTOR),
+    }
+
+
+def loha(normal: Normal, rows: int, columns: int) -> dict[str, Tensor]:
+    """Parameters of a LoHa of rank 2."""
+    shapes = {"a": (rows, 2), "b": (2, columns)}
+    parameters = {
+        f"hada_w{half}_{side}": 0.3 * normal(*shape) for half in "12" for side, shape in shapes.items()
+    }
+    return {**parameters, "alpha": torch.tensor(1.0)}
+
+
+def write(like: Path, target: Path, kind: Callable[[Normal, int, int], dict[str, Tensor]], seed: int) -> None:
+    """Random numbers of a type in the attention layers of a LoRA file."""
     generator = torch.Generator().manual_seed(seed)
     stored, tensors = load_file(like), dict[str, Tensor]()
     for key, down in stored.items():
         stem, _, parameter = key.partition(".")
         if parameter != "lora_down.weight" or down.ndim != 2 or "attn" not in stem:
             continue
-        rows, columns = stored[f"{stem}.lora_up.weight"].shape[0], down.shape[1]
-        tensors[f"{stem}.lokr_w1"] = torch.randn(FACTOR, FACTOR, generator=generator) * 0.1
-        tensors[f"{stem}.lokr_w2"] = torch.randn(rows // FACTOR, columns // FACTOR, generator=generator) * 0.1
+        rows = stored[f"{stem}.lora_up.weight"].shape[0]
+        made = kind(lambda *shape: torch.randn(shape, generator=generator), rows, down.shape[1])
+        tensors.update({f"{stem}.{name}": one for name, one in made.items()})
     assert tensors
     save_file(tensors, target)
 
 
+KINDS = {"lokr": lokr, "loha": loha}
+
+
 @pytest.fixture
-def lokr(webui: WebUI, request: pytest.FixtureRequest) -> None:
-    """Content and style as full-matrix LoKr, known to the host."""
+def loras(webui: WebUI, request: pytest.FixtureRequest) -> None:
+    """Content and style of each type, known to the host."""
     models: Path = webui.models if isinstance(webui, FamilyWebUI) else request.getfixturevalue("models")
-    loras = models / "loras"
-    for seed, role in enumerate(("content", "style")):
-        write_lokr(loras / "content-sd1-a.safetensors", loras / f"{role}-lokr.safetensors", seed)
+    folder = models / "loras"
+    for name, kind in KINDS.items():
+        for seed, role in enumerate(("content", "style")):
+            write(folder / "content-sd1-a.safetensors", folder / f"{role}-{name}.safetensors", kind, seed)
     webui.call("/sdapi/v1/refresh-loras", {})
 
 
-def test_full_matrix_lokr(webui: WebUI, lokr: None) -> None:
+@pytest.mark.usefixtures("loras")
+def test_full_matrix_lokr(webui: WebUI) -> None:
     pair = f"a cat {CONTENT}{STYLE}"
     base, added = webui.txt2img("a cat "), webui.txt2img(pair)
     for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
@@ -52,3 +81,10 @@ def test_full_matrix_lokr(webui: WebUI, lokr: None) -> None:
     assert fused.pixels not in (base.pixels, added.pixels)
     assert webui.txt2img(pair, {}).pixels == fused.pixels
     assert webui.txt2img(pair).pixels == added.pixels
+
+
+@pytest.mark.usefixtures("loras")
+@pytest.mark.parametrize("guidance", ["content", "none", "4x"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_unconditional_rows(webui: WebUI, kind: str, guidance: str) -> None:
+    check_guidance(webui, guidance, names=(f"content-{kind}", f"style-{kind}"))

@@ -109,11 +109,13 @@ def main() -> None:
         if asked.control:
             acts = without_us(acts)
         course = run(stage, place, acts, lambda line: print(line, flush=True))
-    per_act = slope(course.memory) / CHECK_EVERY
+    per_act, later = (
+        slope(memory) / CHECK_EVERY for memory in (course.memory, course.memory[len(course.memory) // 2 :])
+    )
     told = (
         f"{course.acts} jobs on {asked.host}, seed {asked.seed}, {len(stage.refusals)} answers in a sentence"
     )
-    print(f"{told}; memory {per_act:+.3f} MiB a job")
+    print(f"{told}; memory {per_act:+.3f} MiB a job, {later:+.3f} in the second half")
     if course.failure is None:
         print("no failure")
         return
