@@ -35,7 +35,7 @@ from tests.hosts.test_neo import (  # noqa: F401
     test_sdxl,
 )
 from tests.hosts.test_scripts import test_built_in_scripts  # noqa: F401
-from tests.hosts.test_types import lokr, test_full_matrix_lokr  # noqa: F401
+from tests.hosts.test_types import loras, test_full_matrix_lokr, test_the_unconditional_rows  # noqa: F401
 
 
 @pytest.fixture(scope="session")
