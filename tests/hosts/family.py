@@ -97,8 +97,10 @@ REFORGE = Family(
 class FamilyWebUI(WebUI):
     """A running member of the family; without a UI Forge Neo has no upscaler of latents."""
 
-    def __init__(self, address: str, family: Family, models: Path, log: Path) -> None:
-        super().__init__(address, family.extra)
+    def __init__(
+        self, address: str, family: Family, models: Path, log: Path, credentials: str | None = None
+    ) -> None:
+        super().__init__(address, family.extra, credentials)
         self.family = family
         self.models = models
         self.log = log
@@ -137,11 +139,13 @@ def running(
     *,
     has_ui: bool = False,
     beside: Sequence[Path] = (),
+    credentials: str | None = None,
 ) -> Iterator[FamilyWebUI]:
     """The WebUI for as long as the context lasts; its data lie in ``folder``.
 
     ``kinds``: of the further checkpoints that variables name. ``beside``: folders of other extensions, which
-    are copied, because some of them write into their own.
+    are copied, because some of them write into their own. ``credentials``: that its API demands, as
+    ``name:word``.
     """
     root, python = family.root, family.python
     models, data = family.models or folder / "models", folder / "data"
@@ -172,6 +176,7 @@ def running(
         *COMMON_FLAGS,
         *_listening_here_alone(root),
         *(() if has_ui else ("--nowebui",)),
+        *(() if credentials is None else ("--api-auth", credentials)),
         *family.flags,
         "--data-dir",
         str(data),
@@ -179,7 +184,7 @@ def running(
     ]
     process = start(python, root, flags, log, port)
     try:
-        yield FamilyWebUI(f"http://127.0.0.1:{port}", family, models, log)
+        yield FamilyWebUI(f"http://127.0.0.1:{port}", family, models, log, credentials)
     finally:
         process.terminate()
         process.wait(30)

@@ -57,14 +57,21 @@ class RefusedError(Exception):
 class WebUI:
     """A running WebUI. Every job is small and seeded; ``extra`` is what this host wants in each."""
 
-    def __init__(self, address: str, extra: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, address: str, extra: Mapping[str, Any] | None = None, credentials: str | None = None
+    ) -> None:
+        """``credentials``: ``name:word``, as ``--api-auth`` takes them."""
         self.address = address
         self._extra = dict(extra or {})
+        self.credentials = credentials
 
     def call(self, path: str, body: object | None = None) -> Any:
         """GET, or POST if there is a body; raises `RefusedError` with the API's own text."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if self.credentials is not None:
+            headers["Authorization"] = "Basic " + base64.b64encode(self.credentials.encode()).decode()
+        request = urllib.request.Request(self.address + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=JOB_SECONDS) as answer:
                 return json.load(answer)
@@ -158,6 +165,10 @@ def start(
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/sdapi/v1/options", timeout=5).close()
+        except urllib.error.HTTPError as error:
+            if error.code == 401:  # it answers, and wants credentials
+                return process
+            time.sleep(0.5)
         except OSError:
             time.sleep(0.5)
         else:

@@ -71,7 +71,8 @@ class CastPatches:
 
 
 def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    # Some hosts keep them in sets, whose order is another in each process.
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def _is_in(patch: Patch, own: Sequence[Patch]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -109,3 +110,16 @@ def test_what_each_file_changes_and_how_strongly(patches: CastPatches) -> None:
     assert patches.touched == ({NAME}, {NAME})
     assert [patch[0] for patch in patches.own(1, NAME)] == [0.3]
     assert patches.strengths(0) != patches.strengths(1)
+
+
+@given(st.permutations([f"layer {number}" for number in range(6)]))
+def test_strengths_do_not_depend_on_the_order_of_the_layers(names: list[str]) -> None:
+    """The hosts go through a set of names, whose order is another in each process."""
+    patch = [1.0, ("lora", (torch.randn(2, 1), torch.randn(1, 2))), 1.0, None, None]
+
+    def strengths(order: Sequence[str]) -> Hashable:
+        table = {name: [patch] for name in order}
+        return CastPatches(table, [table], Strengths(host_of(0, 2))).strengths(0)
+
+    assert strengths(names) == strengths(sorted(names))
+    assert strengths(names[1:]) != strengths(names)
