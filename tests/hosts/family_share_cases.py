@@ -113,6 +113,10 @@ def flux_by_shares(webui: FamilyWebUI, style: str, *, is_exact: bool = True) -> 
     assert halved.pixels == half.pixels if is_exact else halved.distance(half) <= 2
     kept = [webui.txt2img(pair, {**PUBLISHED, "keep": keep}, **FLUX).pixels for keep in (0, 0.5, 1)]
     assert len(set(kept)) == 3
+    # The default on a distilled model: there is no negative side, and nothing to say of it.
+    default = webui.txt2img(pair, {}, **FLUX)
+    assert default.pixels == webui.txt2img(pair, {"guidance": "both"}, **FLUX).pixels != before[1].pixels
+    assert "K-LoRA note" not in default.infotexts[0]
     both_come_back(webui, before, pair, **FLUX)
 
 
