@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.files import LoraLayer, read_lora, split_layers
-from klora.weights.forms import Form, Kronecker, LowRank, Whole, added_up, fitted, form_of
+from klora.weights.file_forms import fitted, form_of
+from klora.weights.forms import Form, Kronecker, LowRank, Whole, added_up
 
 CHANCE = torch.Generator().manual_seed(11)
 STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

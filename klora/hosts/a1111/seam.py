@@ -26,7 +26,8 @@ from klora.hosts.common.file_ranks import FileRanks
 from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta
-from klora.weights.forms import LowRank, fitted, form_of
+from klora.weights.file_forms import fitted, form_of
+from klora.weights.forms import LowRank
 
 #: Network modules whose effect is no dW that two LoRAs could be weighed by.
 _NOT_CONTESTED = frozenset({"NetworkModuleNorm", "NetworkModuleIa3", "NetworkModuleOFT"})

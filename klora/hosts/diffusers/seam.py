@@ -20,7 +20,8 @@ from klora.planning import LayerView
 from klora.schedule import LayerShares
 from klora.scores import ENERGY_SHARE
 from klora.weights.branch import Branches, RowDelta
-from klora.weights.forms import Whole, form_of
+from klora.weights.file_forms import form_of
+from klora.weights.forms import Whole
 
 
 @dataclass(frozen=True)

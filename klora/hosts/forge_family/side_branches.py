@@ -19,7 +19,8 @@ from klora.hosts.forge_family.reading import mark_of
 from klora.planning import file_stamp
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, Layer, RowDelta
-from klora.weights.forms import Form, Whole, fitted, form_of
+from klora.weights.file_forms import fitted, form_of
+from klora.weights.forms import Form, Whole
 
 #: How the host marks a piece of the batch that belongs to the unconditional pass.
 _UNCONDITIONAL = 1
