@@ -181,7 +181,10 @@ def test_every_picture_has_the_pair_of_its_own_prompt(folder: Path, beside: WebU
     name = next(
         one for one in beside.call("/sdapi/v1/scripts")["txt2img"] if one.startswith("dynamic prompts")
     )
-    tags = [f"<klora:content-sd1-a:style-sd1-a:{told}>" for told in ("rule=weights", "keep=0.5", "balance=1")]
+    tags = [
+        f"<klora:content-sd1-a:style-sd1-a:{told}>"
+        for told in ("rule=weights", "rule=K-LoRA,keep=0.5", "balance=1")
+    ]
     made = through(beside, f"a {{{'|'.join(tags)}}} cat", None, **{name: EVERY})
     expected = [beside.txt2img(f"a {one} cat").pixels[0] for one in tags]
     assert list(made.pixels[-3:]) == expected
@@ -189,7 +192,7 @@ def test_every_picture_has_the_pair_of_its_own_prompt(folder: Path, beside: WebU
     assert [re.findall(r"K-LoRA rule: ([\w-]+)", text) for text in made.infotexts[-3:]] == [
         ["weights"],
         ["K-LoRA"],
-        ["K-LoRA"],
+        ["steady"],
     ]
 
 
