@@ -267,7 +267,7 @@ def test_one_key_for_one_state_of_things(scene: Scene) -> None:
         lambda: setattr(scene.fox, "unet_multiplier", 0.5),
         lambda: setattr(scene.ink, "dyn_dim", 1),
         lambda: setattr(scene.ink, "mtime", 2.0),
-        lambda: setattr(scene.ink.network_on_disk, "filename", "/loras/new.safetensors"),
+        lambda: setattr(scene.ink.network_on_disk, "filename", "/no-such-drive/loras/new.safetensors"),
     ):
         change()
         keys.append(scene.seam().score_key())

@@ -83,7 +83,7 @@ def test_a_third_in_the_hires_prompt(webui: Webui) -> None:
 
 
 def test_a_file_just_dropped_into_the_folder_is_found(webui: Webui, a1111: FakeHost) -> None:
-    entry = FakeEntry("elm", "elm", "/loras/elm.safetensors")
+    entry = FakeEntry("elm", "elm", "/no-such-drive/loras/elm.safetensors")
     a1111.networks.on_disk.append(entry)  # the host has not read its folder since
     webui.known["elm"] = make_network("elm", webui.model, seed=9, entry=entry)
     assert "elm" not in a1111.networks.available_networks

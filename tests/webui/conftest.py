@@ -252,9 +252,9 @@ def fake_grid_data() -> SimpleNamespace:
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
     """A host with three LoRAs: fox, ink (alias "Ink Wash") and oak."""
     networks = fake_networks(
-        FakeEntry("fox", "fox", "/loras/fox.safetensors", "1a2b3c4d5e6f"),
-        FakeEntry("ink", "Ink Wash", "/loras/sub/ink.safetensors"),
-        FakeEntry("Oak", "Oak", "/loras/Oak.safetensors"),
+        FakeEntry("fox", "fox", "/no-such-drive/loras/fox.safetensors", "1a2b3c4d5e6f"),
+        FakeEntry("ink", "Ink Wash", "/no-such-drive/loras/sub/ink.safetensors"),
+        FakeEntry("Oak", "Oak", "/no-such-drive/loras/Oak.safetensors"),
     )
     gradio = FakeGradio()
     options = SimpleNamespace(api=True, api_auth=None, gradio_auth=None, gradio_auth_path=None, nowebui=False)

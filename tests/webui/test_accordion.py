@@ -119,7 +119,7 @@ def test_refresh_offers_a_new_file_now_and_after_a_page_load(host: FakeHost, in_
     for dropdown in (built["content"], built["style"]):
         names = dropdown.arguments["choices"]
         dropdown.choices = [(name, name) for name in names] if in_pairs else names
-    host.networks.on_disk.append(FakeEntry("elm", "elm", "/loras/elm.safetensors"))
+    host.networks.on_disk.append(FakeEntry("elm", "elm", "/no-such-drive/loras/elm.safetensors"))
     button = next(one for one in host.gradio.of_kind("ToolButton") if one.elem_id.endswith("refresh"))
     updates = button.events[0]["fn"]()
     assert button.events[0]["outputs"] == [built["content"], built["style"]]
@@ -174,7 +174,7 @@ class Attributes(HTMLParser):
 
 def test_hostile_aliases_do_not_leave_their_attribute(host: FakeHost) -> None:
     hostile = "\"><script>alert(1)</script>'&"
-    host.networks.on_disk.append(FakeEntry("evil", hostile, "/loras/evil.safetensors"))
+    host.networks.on_disk.append(FakeEntry("evil", hostile, "/no-such-drive/loras/evil.safetensors"))
     host.networks.list_available_networks()
     build()
     assert json.loads(str(live_line(host)["data-facts"]))["aliases"][hostile] == "evil"

@@ -21,12 +21,12 @@ def test_found_by_name_and_by_alias(host: FakeHost) -> None:
     by_name, by_alias = library.find("ink"), library.find("Ink Wash")
     assert by_name is not None
     assert by_name == by_alias
-    assert (by_name.name, by_name.path) == ("ink", "/loras/sub/ink.safetensors")
-    assert library.find("/loras/sub/ink.safetensors") is None
+    assert (by_name.name, by_name.path) == ("ink", "/no-such-drive/loras/sub/ink.safetensors")
+    assert library.find("/no-such-drive/loras/sub/ink.safetensors") is None
 
 
 def test_an_alias_that_two_files_claim_means_the_file_of_that_name(host: FakeHost) -> None:
-    host.networks.on_disk.append(FakeEntry("impostor", "fox", "/loras/impostor.safetensors"))
+    host.networks.on_disk.append(FakeEntry("impostor", "fox", "/no-such-drive/loras/impostor.safetensors"))
     library.refresh()
     found = library.find("fox")
     assert found is not None
@@ -56,7 +56,7 @@ def test_aliases_lists_only_names_that_differ(host: FakeHost) -> None:
 
 
 def test_refresh_finds_a_new_file(host: FakeHost) -> None:
-    host.networks.on_disk.append(FakeEntry("elm", "elm", "/loras/elm.safetensors"))
+    host.networks.on_disk.append(FakeEntry("elm", "elm", "/no-such-drive/loras/elm.safetensors"))
     assert library.find("elm") is None
     library.refresh()
     assert library.find("elm") is not None

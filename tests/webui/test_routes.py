@@ -82,7 +82,7 @@ GOOD = {"content": "fox", "style": "ink", "steps": 4}
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"content": "/loras/fox.safetensors"}, "not a path"),
+        ({"content": "/no-such-drive/loras/fox.safetensors"}, "not a path"),
         ({"content": "nobody"}, "there is no LoRA 'nobody'"),
         ({"style": None}, "style is missing"),
         ({"style": 3}, "style is missing"),
