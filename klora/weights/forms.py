@@ -207,9 +207,8 @@ def _add_products(outputs: Sequence[Tensor], inner: Tensor, matrix: Tensor) -> N
     for output in outputs:
         rows = matrix[done : done + output.shape[-1]]
         done += output.shape[-1]
-        flat = output.flatten(0, -2)
-        if flat.data_ptr() == output.data_ptr():  # no memory for the product
-            flat.addmm_(inner.reshape(-1, inner.shape[-1]), rows.t())
+        if output.is_contiguous():  # no memory for the product
+            output.view(-1, output.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), rows.t())
         else:
             output.add_(functional.linear(inner, rows))
 
