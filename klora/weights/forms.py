@@ -6,9 +6,10 @@ Shapes: dW is ``[out, in]``, or ``[out, in * kh * kw]`` of a convolution, rows o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,55 +18,54 @@ from torch.nn import functional
 from klora.files import formulas
 
 
-class Form(Protocol):
-    """One dW; immutable."""
+class Form(ABC):
+    """One dW; a frozen dataclass of tensors, of which dW is linear in the first."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What it consists of."""
-        ...
-
-    @property
-    def elements(self) -> int:
-        """Of the whole matrix."""
-        ...
-
-    @property
-    def work(self) -> int:
-        """Products of two numbers that one row of a linear's input takes."""
-        ...
-
-    def matrix(self) -> Tensor:
-        """dW itself."""
-        ...
+        return tuple(vars(self).values())
 
     def times(self, factor: float) -> Form:
         """factor * dW."""
-        ...
+        first, *others = self.tensors
+        return self._of(factor * first, *others)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Form:
         """The same there, in that dtype."""
-        ...
+        return self._of(*(one.to(device, dtype) for one in self.tensors))
 
+    def _of(self, *tensors: Tensor) -> Form:
+        return type(self)(*tensors)
+
+    @property
+    @abstractmethod
+    def elements(self) -> int:
+        """Of the whole matrix."""
+
+    @property
+    @abstractmethod
+    def work(self) -> int:
+        """Products of two numbers that one row of a linear's input takes."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """dW itself."""
+
+    @abstractmethod
     def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
         """Add a linear's dW x in place to ``outputs``, views that share dW's rows in order."""
-        ...
 
+    @abstractmethod
     def convolved(self, layer: nn.Conv2d, given: Tensor) -> Tensor:
         """dW applied as a convolution like ``layer``."""
-        ...
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Form):
     """The matrix: types of which nothing less is known, DoRA among them."""
 
     delta: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The matrix alone."""
-        return (self.delta,)
 
     @property
     def elements(self) -> int:
@@ -81,14 +81,6 @@ class Whole:
         """A view."""
         return self.delta.flatten(1)
 
-    def times(self, factor: float) -> Whole:
-        """factor * dW."""
-        return Whole(factor * self.delta)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Whole:
-        """The same there, in that dtype."""
-        return Whole(self.delta.to(device, dtype))
-
     def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
         """A product for each output."""
         _add_products(outputs, given, self.matrix())
@@ -100,16 +92,11 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Form):
     """up ``[out, r]`` @ down ``[r, in, ...]``."""
 
     up: Tensor
     down: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Both factors."""
-        return (self.up, self.down)
 
     @property
     def elements(self) -> int:
@@ -125,14 +112,6 @@ class LowRank:
         """Their product."""
         return formulas.product(self.up, self.down)
 
-    def times(self, factor: float) -> LowRank:
-        """factor * dW."""
-        return LowRank(factor * self.up, self.down)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> LowRank:
-        """The same there, in that dtype."""
-        return LowRank(self.up.to(device, dtype), self.down.to(device, dtype))
-
     def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
         """The small product first."""
         inner = functional.linear(given, self.down.flatten(1)).to(given.dtype)
@@ -146,16 +125,11 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Kronecker:
+class Kronecker(Form):
     """first ``[a, b]`` (x) second ``[c, d, ...]``, of LoKr: dW has a * c rows and b * d columns."""
 
     first: Tensor
     second: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Both factors."""
-        return (self.first, self.second)
 
     @property
     def elements(self) -> int:
@@ -170,14 +144,6 @@ class Kronecker:
     def matrix(self) -> Tensor:
         """Their Kronecker product."""
         return formulas.kronecker(self.first, self.second).flatten(1)
-
-    def times(self, factor: float) -> Kronecker:
-        """factor * dW."""
-        return Kronecker(factor * self.first, self.second)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Kronecker:
-        """The same there, in that dtype."""
-        return Kronecker(self.first.to(device, dtype), self.second.to(device, dtype))
 
     def add_to(self, outputs: Sequence[Tensor], given: Tensor) -> None:
         """Each piece of the input by the second factor, then the pieces by the first."""

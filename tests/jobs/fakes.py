@@ -118,7 +118,8 @@ def make_network(
     entry: FakeEntry | None = None,
 ) -> FakeNetwork:
     """A LoRA of random deltas for ``layers``, listed in reverse as a file may have them."""
-    network = FakeNetwork(entry or FakeEntry(name, name, f"/no-such-drive/loras/{name}.safetensors"), multiplier)
+    entry = entry or FakeEntry(name, name, f"/no-such-drive/loras/{name}.safetensors")
+    network = FakeNetwork(entry, multiplier)
     generator = torch.Generator().manual_seed(seed)
     for layer in reversed(layers):
         delta = strength * torch.randn(SIZE, SIZE, generator=generator)

@@ -53,6 +53,7 @@ class A1111Seam:
         named = {_canonical(name): name for name in touched}
         self._host_names = {name: named[name] for name in in_forward_order(named, loaded_family(model))}
         self._shares: dict[str, tuple[float, ...]] = {}
+        self._row_deltas: dict[tuple[int, str], tuple[float, RowDelta]] = {}
 
     def layers(self) -> Sequence[LayerView]:
         """The denoiser's layers that any network changes, in forward order."""
@@ -83,18 +84,22 @@ class A1111Seam:
             return self._delta(network, layer)
 
     def _delta(self, network: Any, layer: str) -> Tensor:
+        return self._updown(network, layer)[0]
+
+    def _updown(self, network: Any, layer: str) -> tuple[Tensor, Tensor | None]:
+        """(dW, change of the bias) as the host would add them to the clean weight."""
         module = network.modules[self._host_names[layer]]
         weight = self._clean_weight(module.sd_module)
         name = network.network_on_disk.name
         try:
             with torch.no_grad():
-                delta: Tensor = module.calc_updown(weight)[0]
+                delta, bias = module.calc_updown(weight)
         except RuntimeError as error:
             raise does_not_fit(name, layer, str(error)) from error  # the host would skip it without a word
         # An inpainting checkpoint's first convolution has five more input channels, which the host pads.
         if delta.shape != weight.shape and weight.shape[1:2] != (9,):
             raise does_not_fit(name, layer, f"{list(delta.shape)} instead of {list(weight.shape)}")
-        return delta
+        return delta, bias
 
     def _clean_weight(self, layer: nn.Module) -> Tensor:
         weight = getattr(layer, "fp16_weight", None)  # fp8 storage with the host's cache of fp16 weights
@@ -139,6 +144,7 @@ class A1111Seam:
                 if getattr(self._networks, name) is function:  # else another extension wrapped it: inert now
                     setattr(self._networks, name, before[name])
             self.branches.clear()
+            self._row_deltas.clear()
 
     def apply(self, shares: Mapping[str, LayerShares]) -> None:
         """Choose what each layer's next forward merges."""
@@ -173,26 +179,30 @@ class A1111Seam:
         host_name = self._host_names[layer]
         modules = [network.modules.get(host_name) for network in self._cast]
         terms = [
-            (difference, self._row_delta(network, layer))
-            for network, module, difference in zip(self._cast, modules, shares.difference, strict=True)
+            (difference, self._row_delta(place, layer))
+            for place, (module, difference) in enumerate(zip(modules, shares.difference, strict=True))
             if difference and module is not None and _is_contestable(module)
         ]
         target = next((module.sd_module for module in modules if module is not None), None)
         if isinstance(target, nn.Linear | nn.Conv2d):
             self.branches.put(target, layer, terms)
 
-    def _row_delta(self, network: Any, layer: str) -> RowDelta:
-        module = network.modules[self._host_names[layer]]
+    def _row_delta(self, place: int, layer: str) -> RowDelta:
+        module = self._cast[place].modules[self._host_names[layer]]
         if _is_plain(module):
             scale = module.calc_scale() * module.multiplier()
             up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
             return RowDelta(LowRank(up.flatten(1) * scale, down))
-        with torch.no_grad():
-            _, bias = module.calc_updown(self._clean_weight(module.sd_module))
-            dense = self._delta(network, layer)
-            in_file = self._file_ranks.layer(layer, self._cast.index(network))
-            form = None if in_file is None else form_of(in_file)
-            return RowDelta(fitted(form, dense), bias)
+        strength = float(self._cast[place].unet_multiplier)
+        kept = self._row_deltas.get((place, layer))
+        if kept is None or kept[0] != strength:  # another extension may change it from step to step
+            kept = self._row_deltas[place, layer] = strength, self._formed(place, layer)
+        return kept[1]
+
+    def _formed(self, place: int, layer: str) -> RowDelta:
+        delta, bias = self._updown(self._cast[place], layer)
+        in_file = self._file_ranks.layer(layer, place)
+        return RowDelta(fitted(None if in_file is None else form_of(in_file), delta), bias)
 
 
 def _is_among(network: Any, others: Sequence[Any]) -> bool:
