@@ -17,7 +17,7 @@ from klora.hosts.a1111.seam import A1111Seam
 from klora.planning import Cast
 from klora.schedule import LayerShares, Moment
 from klora.weights import prepare
-from klora.weights.branch import BatchRows
+from klora.weights.branch import BatchRows, RowDelta
 from tests.jobs.fakes import (
     ATTENTION,
     CANONICAL,
@@ -408,3 +408,25 @@ def test_the_branch_gives_the_unconditional_rows_what_they_get(scene: Scene) -> 
         torch.testing.assert_close(output[0], expected[0])
         torch.testing.assert_close(output[1], (expected - missing)[1])
     assert not layer._forward_hooks
+
+
+def test_the_delta_of_a_branch_is_formed_once_until_the_weight_changes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seam, name, formed = scene.seam(), ATTENTION[0], []
+    own = A1111Seam._formed
+
+    def counted(seam: A1111Seam, place: int, layer: str) -> RowDelta:
+        formed.append(place)
+        return own(seam, place, layer)
+
+    monkeypatch.setattr(A1111Seam, "_formed", counted)
+    style = scene.ink
+    with seam.withheld([CANONICAL[name]]):
+        for share in (0.5, 0.4, 0.3):
+            seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, share))})
+        assert formed == [1]
+        style.unet_multiplier *= 2  # as an extension that fades a LoRA in does
+        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0.2))})
+        assert formed == [1, 1]
+    assert not seam._row_deltas
