@@ -16,6 +16,13 @@ from klora.weights.branch import BatchRows, Branches, RowDelta, summed
 from klora.weights.forms import LowRank, Whole
 
 CHANCE = torch.Generator().manual_seed(4)
+seeds = st.integers(0, 2**20)
+
+
+def draw_from(seed: int) -> None:
+    """An example depends on what hypothesis drew alone, so that a failing example can be repeated."""
+    CHANCE.manual_seed(seed)
+    torch.manual_seed(seed)
 
 
 def normal(*shape: int) -> Tensor:
@@ -37,7 +44,8 @@ def merged(layer: nn.Module, given_: Tensor, changes: Sequence[Tensor], bias: Te
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    """The same but for rounding, which grows with the largest element, also where sums nearly cancel."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
 def with_branch(
@@ -53,8 +61,11 @@ def with_branch(
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6), st.floats(-2, 2))
-def test_rows_get_what_merging_would_give_them(batch: int, first: int, last: int, factor: float) -> None:
+@given(seeds, st.integers(1, 6), st.integers(0, 6), st.integers(0, 6), st.floats(-2, 2))
+def test_rows_get_what_merging_would_give_them(
+    seed: int, batch: int, first: int, last: int, factor: float
+) -> None:
+    draw_from(seed)
     layer, given_ = linear(), normal(batch, 3, 6)
     up, down = normal(8, 2), normal(2, 6)
     start, stop = sorted((min(first, batch), min(last, batch)))
@@ -166,11 +177,15 @@ def test_half_precision_stays_so() -> None:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
+    seeds,
     st.lists(st.tuples(st.floats(-2, 2), st.sampled_from([0, 1, 2, 5])), min_size=1, max_size=4),
     st.booleans(),
 )
-def test_terms_are_summed_to_a_single_delta(terms: list[tuple[float, int]], is_convolution: bool) -> None:
+def test_terms_are_summed_to_a_single_delta(
+    seed: int, terms: list[tuple[float, int]], is_convolution: bool
+) -> None:
     """``terms`` are factors and ranks; rank 0 stands for a dW without factors."""
+    draw_from(seed)
     layer: nn.Module = nn.Conv2d(4, 8, 3, padding=1).requires_grad_(False) if is_convolution else linear(36)
     given_ = normal(2, 4, 5, 5) if is_convolution else normal(2, 3, 36)
     deltas = [
