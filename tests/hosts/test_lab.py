@@ -1,8 +1,10 @@
-"""The lab's checkpoint and LoRAs in the real AUTOMATIC1111: its pictures are those of the lab."""
+"""The lab's checkpoint and LoRAs in real WebUIs: the pictures are those of the lab."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,10 @@ from klora.lab.pairs import Pair, all_pairs
 from klora.lab.scoring import score
 from klora.presets import held_values
 from klora.settings import Settings
+from tests.hosts.family import FORGE, NEO, running
 from tests.hosts.server import WebUI
 
+FAMILIES = {"forge": FORGE, "neo": NEO}
 SEEDS = tuple(range(16))
 CONTENT, STYLE = "rabbit-face-sunglasses", "porcelain"
 
@@ -53,24 +57,81 @@ METHODS: dict[str, tuple[Method, float]] = {
 WINDOWS = (("", "start=0.5"), ("stop=0.5", ""), ("", "w=0:0.2,1:1"))
 
 
-@pytest.fixture(scope="module")
-def lab(webui: WebUI, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    """The WebUI with the lab's checkpoint loaded. Nothing is written into the installation."""
+@pytest.fixture(scope="module", params=["a1111", "forge", "neo"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    """A WebUI with the lab's checkpoint loaded. Nothing is written into the installation."""
     place = tmp_path_factory.mktemp("lab")
     (place / "models" / "Stable-diffusion").mkdir(parents=True)
+    (place / "models" / "Lora").mkdir()
     installed = checkpoint.install(WEIGHTS, place)
+    if request.param == "a1111":
+        webui, models = request.getfixturevalue("webui"), request.getfixturevalue("models")
+        with _linked(installed, models), _loaded(webui, installed.name):
+            yield webui
+        return
+    family = FAMILIES[request.param]
+    with (
+        _told_of_the_lab(place / "repository"),
+        running(family, place, kinds=()) as webui,
+        _linked(installed, webui.models),
+        _loaded(webui, installed.name),
+    ):
+        yield webui
+
+
+@contextmanager
+def _linked(installed: Path, models: Path) -> Iterator[None]:
+    """The checkpoint, its settings and its LoRAs stand among the WebUI's models."""
     settings = installed.with_suffix(".yaml").read_text()
     folder = f"models/Stable-diffusion/{checkpoint.NAME}"
     assert folder in settings
-    (models / f"{checkpoint.NAME}.yaml").write_text(settings.replace(folder, str(installed.with_suffix(""))))
-    (models / installed.name).symlink_to(installed)
-    for file in (place / "models" / "Lora").iterdir():
-        (models / "loras" / file.name).symlink_to(file)
+    told = models / f"{checkpoint.NAME}.yaml"
+    told.write_text(settings.replace(folder, str(installed.with_suffix(""))))
+    links = {models / installed.name: installed}
+    for file in (installed.parents[1] / "Lora").iterdir():
+        links[models / "loras" / file.name] = file
+    try:
+        for link, file in links.items():
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+        yield
+    finally:
+        for path in (told, *links):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _loaded(webui: WebUI, name: str) -> Iterator[None]:
     for what in ("checkpoints", "loras"):
         webui.call(f"/sdapi/v1/refresh-{what}", {})
-    webui.options(sd_model_checkpoint=installed.name)
-    yield webui
-    webui.options(sd_model_checkpoint="sd1-a.safetensors")
+    webui.options(sd_model_checkpoint=name)
+    try:
+        yield
+    finally:
+        webui.options(sd_model_checkpoint="sd1-a.safetensors")
+
+
+@contextmanager
+def _told_of_the_lab(folder: Path) -> Iterator[None]:
+    """A Forge started here knows the lab's widths, and where the settings of its parts are."""
+    pipe = samples.pipeline(checkpoint.model_of(WEIGHTS))
+    for name in ("unet", "vae", "scheduler"):
+        getattr(pipe, name).save_config(folder / name)
+    for name in ("text_encoder", "tokenizer"):
+        checkpoint.write_text_folder(folder / name)
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.31.0", **parts})
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLORA_LAB_REPOSITORY", str(folder))
+        yield
 
 
 @pytest.fixture(scope="module")

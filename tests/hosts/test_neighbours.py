@@ -17,6 +17,7 @@ import pytest
 from klora.files.conversion import convert
 from tests.hosts.neighbours import DETECTOR, neighbours_in, running_beside
 from tests.hosts.server import Answer, RefusedError, WebUI
+from tests.hosts.test_types import lokr, write
 from tests.published import PUBLISHED
 
 CONTENT, STYLE = "<lora:content-sd1-a:1>", "<lora:style-sd1-a:1>"
@@ -168,6 +169,30 @@ def test_it_fades_in_too_if_it_is_rewritten(folder: Path, beside: WebUI) -> None
     faded = beside.txt2img(f"a cat <lora:content-sd1-a:0@0,1@1>{STYLE}", settings)
     assert len({faded.pixels, steady.pixels, never.pixels}) == 3
     assert never.pixels == beside.txt2img(f"a cat <lora:content-sd1-a:0@0,0@1>{STYLE}").pixels
+
+
+@pytest.mark.parametrize("pair", [("content-sd1-a", "style-sd1-a"), ("content-lokr", "style-lokr")])
+def test_the_negative_side_follows_a_lora_that_fades_in(
+    folder: Path, beside: WebUI, models: Path, pair: tuple[str, str]
+) -> None:
+    """The style begins with the fourth of eight steps, once by loractl and once by our own window."""
+    needs(folder, "sd-webui-loractl")
+    loras = models / "loras"
+    for seed, name in enumerate(("content", "style")):
+        write(loras / f"{name}-sd1-a.safetensors", loras / f"{name}-lokr.safetensors", lokr, seed)
+    beside.call("/sdapi/v1/refresh-loras", {})
+    settings = {**ADDED, "guidance": "none"}
+    content, style = pair
+
+    def made(weight: str, **changes: Any) -> Answer:
+        tags = f"<lora:{content}:1><lora:{style}:{weight}>"
+        return beside.txt2img(f"a cat {tags}", {**settings, **changes}, steps=8)
+
+    by_loractl = made("0@0,0@0.3,1@0.31")
+    by_window = made("1:start=0.3")
+    assert by_loractl.distance(by_window) <= 1
+    for other in (made("1"), made("0"), made("1:start=0.3", guidance="both")):
+        assert by_loractl.mean_distance(other) > 1
 
 
 # --- dynamic prompts ---------------------------------------------------------------------------------------

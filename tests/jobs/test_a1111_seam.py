@@ -334,6 +334,17 @@ def test_an_exception_leaves_the_multipliers(scene: Scene) -> None:
     assert (scene.fox.unet_multiplier, scene.ink.unet_multiplier) == (1.0, 0.7)
 
 
+def sampling_state(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The host's counter of steps, in the fourth of twenty."""
+    state = SimpleNamespace(sampling_step=3, sampling_steps=20)
+    shared, modules = ModuleType("modules.shared"), ModuleType("modules")
+    shared.state = state  # type: ignore[attr-defined]
+    modules.shared = shared  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    monkeypatch.setitem(sys.modules, "modules.shared", shared)
+    return state
+
+
 def fade(scene: Scene, network: FakeNetwork, value: Any) -> None:
     """Make the multiplier a property of the class, as sd-webui-loractl does, and deaf to what is set."""
     own = type(network)
@@ -345,13 +356,7 @@ def fade(scene: Scene, network: FakeNetwork, value: Any) -> None:
 def test_a_lora_that_fades_in_is_weighed_at_1_and_applied_at_its_own(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = SimpleNamespace(sampling_step=3, sampling_steps=20)
-    shared = ModuleType("modules.shared")
-    shared.state = state  # type: ignore[attr-defined]
-    modules = ModuleType("modules")
-    modules.shared = shared  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "modules", modules)
-    monkeypatch.setitem(sys.modules, "modules.shared", shared)
+    state = sampling_state(monkeypatch)
     fade(scene, scene.ink, lambda: state.sampling_step / state.sampling_steps)
     layer = CANONICAL[ATTENTION[0]]
     state.sampling_step = 0
@@ -387,10 +392,12 @@ def test_the_unconditional_rows_are_those_after_the_conditional_ones(scene: Scen
 
     denoiser = Denoiser()
     cond = SimpleNamespace(batch=[["a", "b"], ["c"]])
-    with telling_rows(denoiser, unet, rows):
+    calls: list[int] = []
+    with telling_rows(denoiser, unet, rows, lambda: calls.append(len(seen))):
         for _ in range(2):
             denoiser(torch.zeros(5, 4), torch.ones(2), cond=cond)
     assert seen == [(), ((1, 2),), ((0, 1),)] * 2
+    assert calls == [0, 1, 2, 3, 4, 5]
     assert not denoiser._forward_pre_hooks
     assert not unet._forward_pre_hooks
 
@@ -410,9 +417,7 @@ def test_the_branch_gives_the_unconditional_rows_what_they_get(scene: Scene) -> 
     assert not layer._forward_hooks
 
 
-def test_the_delta_of_a_branch_is_formed_once_until_the_weight_changes(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_delta_of_a_branch_is_formed_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     seam, name, formed = scene.seam(), ATTENTION[0], []
     own = A1111Seam._formed
 
@@ -421,12 +426,34 @@ def test_the_delta_of_a_branch_is_formed_once_until_the_weight_changes(
         return own(seam, place, layer)
 
     monkeypatch.setattr(A1111Seam, "_formed", counted)
-    style = scene.ink
     with seam.withheld([CANONICAL[name]]):
         for share in (0.5, 0.4, 0.3):
             seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, share))})
         assert formed == [1]
-        style.unet_multiplier *= 2  # as an extension that fades a LoRA in does
-        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0.2))})
-        assert formed == [1, 1]
     assert not seam._row_deltas
+
+
+@pytest.mark.parametrize("is_computed", [False, True])
+def test_a_branch_follows_a_weight_that_another_extension_changes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, is_computed: bool
+) -> None:
+    """From step to step, with shares that stay: the unconditional rows have none of the style in any step."""
+    seam, name, weights = scene.seam(), ATTENTION[0], (0.0, 0.25, 0.25, 1.0, 0.0, 0.5)
+    layer, style = scene.model.named[name], scene.ink
+    state = sampling_state(monkeypatch)
+    if is_computed:
+        fade(scene, style, lambda: weights[min(state.sampling_step, 5)])
+    with seam.withheld([CANONICAL[name]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0))})
+        for state.sampling_step, weight in enumerate(weights):
+            if not is_computed:
+                style.unet_multiplier = weight
+            seam.branches.rows.tell(2, ((1, 2),))
+            seam.follow_multipliers()
+            scene.networks.network_apply_weights(layer)
+            output = layer(scene.model.probe)
+            without = scene.model.expected(name, scene.fox, scene.oak)
+            change = scene.model.probe @ (weight * style.modules[name].delta).T
+            torch.testing.assert_close(output[0], (without + change)[0])
+            torch.testing.assert_close(output[1], without[1])
+    assert not layer._forward_hooks

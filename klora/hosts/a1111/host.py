@@ -88,9 +88,9 @@ class A1111Host:
         """Nothing: a layer is merged when it is called, so there is nothing to withhold any earlier."""
 
     def telling_rows(self, sampler: Any, seam: A1111Seam) -> AbstractContextManager[None]:
-        """The rows of the CFG denoiser's batches."""
+        """The rows of the CFG denoiser's batches; before each, branches follow the weights of their LoRAs."""
         unet = seam.model.model.diffusion_model
-        return telling_rows(sampler.model_wrap_cfg, unet, seam.branches.rows)
+        return telling_rows(sampler.model_wrap_cfg, unet, seam.branches.rows, seam.follow_multipliers)
 
     def noise_progress(self, sampler: Any, level: float) -> float:
         """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""

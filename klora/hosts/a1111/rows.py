@@ -7,7 +7,7 @@ order, and may leave the last ones out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,13 @@ from klora.weights.branch import BatchRows
 
 
 @contextmanager
-def telling_rows(denoiser: nn.Module, unet: nn.Module, rows: BatchRows) -> Iterator[None]:
-    """While inside, tell ``rows`` before each forward of ``unet``; ``denoiser`` is the host's CFG module."""
+def telling_rows(
+    denoiser: nn.Module, unet: nn.Module, rows: BatchRows, before_forward: Callable[[], None]
+) -> Iterator[None]:
+    """While inside, tell ``rows`` before each forward of ``unet``; ``denoiser`` is the host's CFG module.
+
+    ``before_forward`` is called at the same moments.
+    """
     conditional, done = 0, 0
 
     def before_denoiser(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -31,6 +36,7 @@ def telling_rows(denoiser: nn.Module, unet: nn.Module, rows: BatchRows) -> Itera
         batch = int((arguments[0] if arguments else keywords["x"]).shape[0])
         rows.tell(batch, ((max(0, conditional - done), batch),))
         done += batch
+        before_forward()
 
     handles = (
         denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True),

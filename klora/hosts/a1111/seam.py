@@ -25,7 +25,7 @@ from klora.hosts.common.checks import does_not_fit, loaded_family
 from klora.hosts.common.file_ranks import FileRanks
 from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
-from klora.weights.branch import Branches, RowDelta
+from klora.weights.branch import Branches, RowDelta, Term
 from klora.weights.file_forms import fitted, form_of
 from klora.weights.forms import LowRank
 
@@ -53,7 +53,11 @@ class A1111Seam:
         named = {_canonical(name): name for name in touched}
         self._host_names = {name: named[name] for name in in_forward_order(named, loaded_family(model))}
         self._shares: dict[str, tuple[float, ...]] = {}
+        #: With the multiplier that each was formed at.
         self._row_deltas: dict[tuple[int, str], tuple[float, RowDelta]] = {}
+        #: Layer -> the shares that its branch has; the multipliers that all branches have, once told.
+        self._branched: dict[str, LayerShares] = {}
+        self._multipliers: tuple[float, ...] = ()
 
     def layers(self) -> Sequence[LayerView]:
         """The denoiser's layers that any network changes, in forward order."""
@@ -145,12 +149,25 @@ class A1111Seam:
                     setattr(self._networks, name, before[name])
             self.branches.clear()
             self._row_deltas.clear()
+            self._branched.clear()
 
     def apply(self, shares: Mapping[str, LayerShares]) -> None:
         """Choose what each layer's next forward merges."""
         for layer, wanted in shares.items():
             self._shares[self._host_names[layer]] = wanted.conditional
             self._branch(layer, wanted)
+        self._multipliers = ()
+
+    def follow_multipliers(self) -> None:
+        """Before a forward of the denoiser: where an extension changes a LoRA's weight from step to step,
+        branches follow, as what the host merges does.
+        """
+        multipliers = tuple(_multiplier(network) for network in self._cast)
+        if multipliers == self._multipliers:
+            return
+        for layer, shares in self._branched.items():
+            self._branch(layer, shares)
+        self._multipliers = multipliers
 
     def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
         networks, table, cast = self._networks, self._shares, self._cast
@@ -179,30 +196,39 @@ class A1111Seam:
         host_name = self._host_names[layer]
         modules = [network.modules.get(host_name) for network in self._cast]
         terms = [
-            (difference, self._row_delta(place, layer))
+            self._term(place, layer, difference)
             for place, (module, difference) in enumerate(zip(modules, shares.difference, strict=True))
             if difference and module is not None and _is_contestable(module)
         ]
         target = next((module.sd_module for module in modules if module is not None), None)
         if isinstance(target, nn.Linear | nn.Conv2d):
             self.branches.put(target, layer, terms)
+            self._branched[layer] = shares
 
-    def _row_delta(self, place: int, layer: str) -> RowDelta:
+    def _term(self, place: int, layer: str, difference: float) -> Term:
+        network, kept = self._cast[place], self._row_deltas.get((place, layer))
+        if kept is None or not kept[0]:  # what was formed at a weight of 0 is good for no other
+            with at_full_weight(network):
+                kept = self._row_deltas[place, layer] = _multiplier(network), self._read(place, layer)
+        formed_at, delta = kept
+        return (difference * _multiplier(network) / formed_at if formed_at else difference), delta
+
+    def _read(self, place: int, layer: str) -> RowDelta:
         module = self._cast[place].modules[self._host_names[layer]]
-        if _is_plain(module):
-            scale = module.calc_scale() * module.multiplier()
-            up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
-            return RowDelta(LowRank(up.flatten(1) * scale, down))
-        strength = float(self._cast[place].unet_multiplier)
-        kept = self._row_deltas.get((place, layer))
-        if kept is None or kept[0] != strength:  # another extension may change it from step to step
-            kept = self._row_deltas[place, layer] = strength, self._formed(place, layer)
-        return kept[1]
+        if not _is_plain(module):
+            return self._formed(place, layer)
+        scale = module.calc_scale() * module.multiplier()
+        up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
+        return RowDelta(LowRank(up.flatten(1) * scale, down))
 
     def _formed(self, place: int, layer: str) -> RowDelta:
         delta, bias = self._updown(self._cast[place], layer)
         in_file = self._file_ranks.layer(layer, place)
         return RowDelta(fitted(None if in_file is None else form_of(in_file), delta), bias)
+
+
+def _multiplier(network: Any) -> float:
+    return float(network.unet_multiplier)
 
 
 def _is_among(network: Any, others: Sequence[Any]) -> bool:
