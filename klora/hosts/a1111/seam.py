@@ -22,7 +22,7 @@ from klora.hosts.a1111.lasting import networks_key
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
 from klora.hosts.a1111.reading import mark_of
 from klora.hosts.common.checks import does_not_fit, loaded_family
-from klora.hosts.common.file_ranks import FileRanks
+from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta, Term
@@ -47,7 +47,7 @@ class A1111Seam:
         self.model = model
         self._networks = networks
         self._cast = tuple(cast)
-        self._file_ranks = FileRanks([str(one.network_on_disk.filename) for one in self._cast])
+        self._on_disk = LayersOnDisk([str(one.network_on_disk.filename) for one in self._cast])
         self._device = device
         touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
         named = {_canonical(name): name for name in touched}
@@ -80,7 +80,7 @@ class A1111Seam:
 
     def energy_rank(self, layer: str, place: int) -> int | None:
         """As the factors in the file tell it."""
-        return self._file_ranks.energy_rank(layer, place)
+        return self._on_disk.energy_rank(layer, place)
 
     def _scored_delta(self, network: Any, layer: str) -> Tensor:
         # A LoRA that another extension fades in or out is weighed as if it were in.
@@ -223,7 +223,7 @@ class A1111Seam:
 
     def _formed(self, place: int, layer: str) -> RowDelta:
         delta, bias = self._updown(self._cast[place], layer)
-        in_file = self._file_ranks.layer(layer, place)
+        in_file = self._on_disk.layer(layer, place)
         return RowDelta(fitted(None if in_file is None else form_of(in_file), delta), bias)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from klora.errors import KloraError
-from klora.hosts.common.file_ranks import FileRanks
+from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import changed_layers
@@ -54,7 +54,7 @@ class FamilySeam:
     ) -> None:
         self.names = tuple(names)
         self.paths = tuple(paths)
-        self._file_ranks = FileRanks(self.paths[:2])
+        self._on_disk = LayersOnDisk(self.paths)
         self._held: Sequence[str] | None = None
         self._failed: KloraError | None = None
         self._watch: RemovableHandle | None = None
@@ -72,7 +72,7 @@ class FamilySeam:
         }
         self._regions = Regions(self._layers, len(self.names))
         self._deltas = Deltas(denoiser, self.names)
-        self._branches = SideBranches(denoiser, self._deltas, self.paths)
+        self._branches = SideBranches(denoiser, self._deltas, self._on_disk, self.paths)
         self._in_place: dict[str, Sequence[Region]] = {}
 
     # --- Planning -------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class FamilySeam:
 
     def energy_rank(self, layer: str, place: int) -> int | None:
         """As the factors in the file tell it."""
-        return self._file_ranks.energy_rank(layer, place)
+        return self._on_disk.energy_rank(layer, place)
 
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from klora.errors import HostError
-from klora.hosts.common.file_ranks import layers_of_file
+from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
-from klora.hosts.forge_family.layers import ChangedLayer, Layers
+from klora.hosts.forge_family.layers import ChangedLayer
 from klora.hosts.forge_family.reading import mark_of
 from klora.planning import file_stamp
 from klora.schedule import LayerShares
@@ -33,9 +33,12 @@ _kept: OrderedDict[Hashable, dict[str, RowDelta]] = OrderedDict()
 class SideBranches:
     """The branches beside the layers of ``denoiser``, for the LoRA files of a cast."""
 
-    def __init__(self, denoiser: PatchedDenoiser, deltas: Deltas, paths: Sequence[str]) -> None:
+    def __init__(
+        self, denoiser: PatchedDenoiser, deltas: Deltas, on_disk: LayersOnDisk, paths: Sequence[str]
+    ) -> None:
         self._denoiser = denoiser
         self._deltas = deltas
+        self._on_disk = on_disk
         self._paths = paths
         self._branches = Branches()
         self._in_use: set[str] = set()
@@ -105,12 +108,8 @@ class SideBranches:
         return RowDelta(form.to(storage, dtype), None if bias is None else bias.to(storage), layer.rows)
 
     def _form_in_file(self, place: int, layer: ChangedLayer) -> Form | None:
-        in_file = self._in_files[place].get(layer.view.name)
+        in_file = self._on_disk.layer(layer.view.name, place)
         return None if in_file is None or layer.needs_base[place] else form_of(in_file)
-
-    @cached_property
-    def _in_files(self) -> list[Layers]:
-        return [layers_of_file(path) for path in self._paths]
 
     @cached_property
     def _kept(self) -> list[dict[str, RowDelta]]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from klora.files import read_lora
-from klora.hosts.common.file_ranks import FileRanks
+from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.planning import LayerView
 from klora.planning.files import FilePair
 from klora.planning.scoring import scores_of
@@ -38,7 +38,7 @@ class HostsPair:
 
     def __init__(self, paths: tuple[Path, Path]) -> None:
         self._files = FilePair(*map(read_lora, paths))
-        self._ranks = FileRanks([str(path) for path in paths])
+        self._ranks = LayersOnDisk([str(path) for path in paths])
         self.names = self._files.names
         self.score_key = self._files.score_key
 
@@ -58,7 +58,7 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_it_is_that_of_dw(paths: tuple[Path, Path]) -> None:
-    pair, ranks = FilePair(*map(read_lora, paths)), FileRanks([str(path) for path in paths])
+    pair, ranks = FilePair(*map(read_lora, paths)), LayersOnDisk([str(path) for path in paths])
     for one in "qkv":
         told = [ranks.energy_rank(NAME.format(one), place) for place in (0, 1)]
         assert told == [energy_rank(delta) for delta in pair.deltas(NAME.format(one))]
@@ -86,6 +86,6 @@ def test_scores_need_no_eigenvalues_and_are_those_of_the_files(
 def test_a_file_or_layer_that_only_the_host_knows_has_none(tmp_path: Path, paths: tuple[Path, Path]) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"whatever": torch.zeros(1)}, other)
-    ranks = FileRanks([str(paths[0]), str(other)])
+    ranks = LayersOnDisk([str(paths[0]), str(other)])
     assert ranks.energy_rank("mid_block.some", 0) is None
     assert ranks.energy_rank(NAME.format("q"), 1) is None
