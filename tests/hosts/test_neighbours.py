@@ -175,7 +175,7 @@ def test_it_fades_in_too_if_it_is_rewritten(folder: Path, beside: WebUI) -> None
 def test_the_negative_side_follows_a_lora_that_fades_in(
     folder: Path, beside: WebUI, models: Path, pair: tuple[str, str]
 ) -> None:
-    """The style begins with the fourth of eight steps, once by loractl and once by our own window."""
+    """The style begins with the fourth of eight steps, once by loractl and once by our own curve."""
     needs(folder, "sd-webui-loractl")
     loras = models / "loras"
     for seed, name in enumerate(("content", "style")):
@@ -189,10 +189,10 @@ def test_the_negative_side_follows_a_lora_that_fades_in(
         return beside.txt2img(f"a cat {tags}", {**settings, **changes}, steps=8)
 
     by_loractl = made("0@0,0@0.3,1@0.31")
-    by_window = made("1:start=0.3")
-    assert by_loractl.distance(by_window) <= 1
-    for other in (made("1"), made("0"), made("1:start=0.3", guidance="both")):
-        assert by_loractl.mean_distance(other) > 1
+    curve = "1:w=0:0,0.29:0,0.3:1"
+    assert by_loractl.distance(made(curve)) <= 1
+    for other in (made("1"), made("0"), made(curve, guidance="both")):
+        assert by_loractl.mean_distance(other) > 0.5
 
 
 # --- dynamic prompts ---------------------------------------------------------------------------------------
