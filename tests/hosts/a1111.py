@@ -43,17 +43,27 @@ def link_extensions(data: Path) -> None:
 
 @contextmanager
 def running_a1111(
-    root: Path, python: str, models: Path, data: Path, environment: Mapping[str, str] | None = None
+    root: Path,
+    python: str,
+    models: Path,
+    data: Path,
+    environment: Mapping[str, str] | None = None,
+    credentials: str | None = None,
 ) -> Iterator[WebUI]:
-    """The WebUI for as long as the context lasts; its settings and its log lie in ``data``."""
+    """The WebUI for as long as the context lasts; its settings and its log lie in ``data``.
+
+    ``credentials``: that its API demands, as ``name:word``.
+    """
     if not (data / "extensions").exists():
         link_extensions(data)
     port = free_port()
     folders = ["--data-dir", data, "--ckpt-dir", models, "--lora-dir", models / "loras"]
     flags = [*FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
+    if credentials is not None:
+        flags += ["--api-auth", credentials]
     process = start(python, root, flags, data / "webui.log", port, environment)
     try:
-        yield WebUI(f"http://127.0.0.1:{port}")
+        yield WebUI(f"http://127.0.0.1:{port}", credentials=credentials)
     finally:
         process.terminate()
         process.wait(30)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.hosts.a1111 import make_a1111_models, running_a1111
 from tests.hosts.family import FORGE, NEO, REFORGE, Family, running
@@ -34,7 +34,7 @@ class Place:
 
 
 @contextmanager
-def _a1111(folder: Path, models: Path | None) -> Iterator[Place]:
+def _a1111(folder: Path, models: Path | None, credentials: str | None = None) -> Iterator[Place]:
     root = Path(os.environ["KLORA_A1111"])
     python = os.environ.get("KLORA_A1111_PYTHON") or str(root / "venv" / "bin" / "python")
     kept = models or folder / "models"
@@ -43,17 +43,28 @@ def _a1111(folder: Path, models: Path | None) -> Iterator[Place]:
     # No fp8: switched on and off again, it changes this WebUI's own pictures, without any extension too.
     options: dict[str, tuple[object, ...]] = {"lora_functional": (False, True)}
     plain = {"sd_model_checkpoint": "sd1-a.safetensors", "lora_functional": False}
-    with running_a1111(root, python, kept, folder / "data") as webui:
+    with running_a1111(root, python, kept, folder / "data", credentials=credentials) as webui:
         yield Place(webui, kept / "loras", plain, options)
 
 
 @contextmanager
-def _family(family: Family, folder: Path, _models: Path | None) -> Iterator[Place]:
-    with running(family, folder, kinds=()) as webui:
+def _family(
+    family: Family, folder: Path, _models: Path | None, credentials: str | None = None
+) -> Iterator[Place]:
+    with running(family, folder, kinds=(), credentials=credentials) as webui:
         yield Place(webui, webui.models / "loras")
 
 
-HOSTS: Mapping[str, Callable[[Path, Path | None], AbstractContextManager[Place]]] = {
+class Opener(Protocol):
+    """Starts a WebUI in a folder; its models are kept in ``models`` from one start to the next, if given."""
+
+    def __call__(
+        self, folder: Path, models: Path | None, /, credentials: str | None = None
+    ) -> AbstractContextManager[Place]:
+        """``credentials``: that its API demands, as ``name:word``."""
+
+
+HOSTS: Mapping[str, Opener] = {
     "a1111": _a1111,
     "forge": partial(_family, FORGE),
     "neo": partial(_family, NEO),
