@@ -30,10 +30,17 @@ def told(known: Any, repository: Path) -> type:
     )
 
 
-if folder := os.environ.get(VARIABLE):
+def install(folder: Path) -> None:
+    """The host knows the checkpoint, and runs it by its engine of Stable Diffusion 1."""
     try:
+        from backend.diffusion_engine.sd15 import StableDiffusion
         from huggingface_guess import model_list
     except ImportError:  # AUTOMATIC1111 and reForge
-        pass
-    else:
-        model_list.models.append(told(model_list.SD15, Path(folder)))
+        return
+    lab = told(model_list.SD15, folder)
+    model_list.models.append(lab)
+    StableDiffusion.matched_guesses.append(lab)  # Neo asks for the very class
+
+
+if named := os.environ.get(VARIABLE):
+    install(Path(named))
