@@ -89,7 +89,9 @@ def test_prediction_is_fitted_on_one_half_and_tried_on_the_other() -> None:
         good = 0.6 + 0.1 * np.tanh(known[:, 3])
         return prediction.Known(known, good[:, None] - 0.3 * np.abs(np.array(BALANCES) - best[:, None]))
 
-    found = prediction.predict(half(), half(), BALANCES)
+    development, test = half(), prediction.together([half(), half()])
+    assert (test.features.shape, test.outcomes.shape) == ((80, 7), (80, 5))
+    found = prediction.predict(development, test, BALANCES)
     assert max(found.alone, key=lambda name: abs(found.alone[name])) == compatibility.FEATURES[3]
     assert found.index > 0.5
     assert found.automatic_reached > found.fixed_reached

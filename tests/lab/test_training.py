@@ -253,3 +253,5 @@ def test_the_benchmark_is_made_once_and_reported(
     assert capsys.readouterr().out == said
     assert main([*asked[:-2], "magic"]) == 2
     assert "there is no rule in 'magic'" in capsys.readouterr().err
+    assert main(["benchmark", "--out", str(tmp_path), "--methods", "weights", "--predict"]) == 2
+    assert "not made yet with individuals; run both halves first" in capsys.readouterr().err

@@ -52,7 +52,9 @@ def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread (default: 1)")
     parser.add_argument(
-        "--predict", action="store_true", help="tell outcomes from files: scores of both halves must be made"
+        "--predict",
+        action="store_true",
+        help="tell outcomes from files, in each world and over both, whose scores must have been made",
     )
     parser.add_argument(
         "--picture",
@@ -112,15 +114,29 @@ def _study(chosen: Namespace, half: str) -> Study:
 
 
 def _predict(chosen: Namespace) -> int:
-    """Whether the outcome of each named method can be told beforehand; its scores must have been made."""
-    studies = [_study(chosen, half) for half in HALVES]
-    missing = sum(len(study.open_tasks(pair)) for study in studies for pair in study.pairs)
-    if missing:
-        raise KloraError(f"{missing} pictures of these methods are not made yet; run both halves first.")
-    for method in studies[0].methods:
-        known = [prediction.known_of(study, method) for study in studies]
-        found = prediction.predict(known[0], known[1], studies[0].balances)
-        print(f"## {method.name}\n\n{prediction.told(found)}\n")
+    """Whether the outcome of each named method can be told beforehand, in each world and over both together;
+    its scores must have been made.
+    """
+    studies = {
+        world: [_study(Namespace(**{**vars(chosen), "world": world}), half) for half in HALVES]
+        for world in WORLDS
+    }
+    for world, halves in studies.items():
+        missing = sum(len(study.open_tasks(pair)) for study in halves for pair in study.pairs)
+        if missing:
+            raise KloraError(
+                f"{missing} pictures of these methods are not made yet with {world}; run both halves first."
+            )
+    balances = studies[chosen.world][0].balances
+    for method in studies[chosen.world][0].methods:
+        known = {
+            world: [prediction.known_of(study, method) for study in halves]
+            for world, halves in studies.items()
+        }
+        known["both worlds"] = [prediction.together(halves) for halves in zip(*known.values(), strict=True)]
+        for world, (development, test) in known.items():
+            found = prediction.predict(development, test, balances)
+            print(f"## {method.name}, {world}\n\n{prediction.told(found)}\n")
     return 0
 
 

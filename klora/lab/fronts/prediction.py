@@ -1,6 +1,6 @@
 """Whether files and one calibration pass tell how well a pair will do, and which balance suits it.
 
-Everything is fitted on the development half of a world and tried on its test half.
+Everything is fitted on the development half of a world, or of both together, and tried on the test half.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class Known:
 
     features: Numbers
     outcomes: Numbers
+
+
+def together(worlds: Sequence[Known]) -> Known:
+    """The pairs of several worlds as those of one."""
+    return Known(
+        np.concatenate([world.features for world in worlds]),
+        np.concatenate([world.outcomes for world in worlds]),
+    )
 
 
 @dataclass(frozen=True)
