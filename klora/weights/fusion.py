@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from klora.planning import Cast, Planner, Progress, make_planner
-from klora.schedule import Moment, Plan, Shares
+from klora.schedule import LayerShares, Moment, Plan, Shares
 from klora.settings import Settings
 from klora.weights.seam import Seam
 
@@ -51,6 +51,14 @@ class Fusion:
             for place, layer in enumerate(planner.layers)
             if place in decided or moving & layer.ranks.keys() or (planner.fixed[place] != 1).any()
         )
+
+    def expected(self, moment: Moment) -> dict[str, LayerShares]:
+        """The shares of `layers` at a moment, by name: what a host may merge ahead for the first step.
+
+        `at` decides all the same, whatever was expected.
+        """
+        shares, layers = self.planner.shares(moment), self.planner.layers
+        return {layers[place].name: shares.of_layer(place) for place in self._controlled}
 
     def plan_anew(self, progress: Progress = iter) -> None:
         """Score the pair again, after the seam has exchanged it for another of the same layers and ranks."""

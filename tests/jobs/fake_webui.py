@@ -44,6 +44,7 @@ class Webui:
             comments=comments,
             comment=comments.append,
             is_hr_pass=False,
+            steps=5,
             **{"enable_hr": False, **extra},
         )
 

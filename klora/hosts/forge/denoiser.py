@@ -1,14 +1,15 @@
 """Forge: the loader merges patches into the weights when the denoiser is loaded for a pass, or hands a layer
 the list of its patches, which it then applies in each forward.
 
-A clone of the patcher without the patches of the cast withholds what would be merged. Where the weight is
+A clone of the patcher without the patches of the cast, or with those of the shares that a pass begins with,
+withholds what would be merged. Where the weight is
 quantised, or the host applies patches in each forward, a layer gets the list by the shares.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ class ForgeDenoiser(PatchedDenoiser):
         strengths = Strengths(self.added)
         super().__init__(unet, CastPatches(tables.by_parameter(table, table), owns, strengths))
         self._table = table
+        self._paths = tuple(paths)
         self._merged_cast = cast - online
+        self._shown: tuple[tables.Identifier, ...] = ()
         # In each forward the cast is applied by its shares, and whatever else the host does not merge.
         self._listed = CastPatches(tables.by_parameter(table, online | cast), owns, strengths)
         self._on_the_fly = set(tables.by_parameter(table, online & cast))
@@ -73,13 +76,32 @@ class ForgeDenoiser(PatchedDenoiser):
         found: Tensor = self._functions.merge_lora_to_weight(patches, own, name, dtype)
         return found
 
-    def without(self, parameters: Sequence[str]) -> Any:
-        """The host's patcher, or a new one without what the cast would be merged to."""
+    def without(self, parameters: Sequence[str], merged: Mapping[str, MemberShares], state: Hashable) -> Any:
+        """The host's patcher, or a new one without what the cast would be merged to, or by shares."""
+        self._shown = ()
         if not self._merged_cast:
             return self.unet
+        instead = {one: self._by_shares(one, merged) for one in self._merged_cast}
         clone = self.unet.clone()
-        clone.lora_patches = tables.without(self._table, self._merged_cast, parameters)
+        clone.lora_patches = tables.without(
+            self._table, instead, parameters, repr((state, sorted(merged.items())))
+        )
+        self._shown = tuple(one for one in clone.lora_patches if tables.is_ours(one))
         return clone
+
+    def _by_shares(self, identifier: tables.Identifier, merged: Mapping[str, MemberShares]) -> tables.Entry:
+        """An entry of the cast, in the parameters of ``merged``."""
+        place = next(place for place, path in enumerate(self._paths) if path in identifier)
+        entry = self._table[identifier]
+        return {
+            name: self.patches.times(entry[name], shares[place], name)
+            for name, shares in merged.items()
+            if name in entry
+        }
+
+    def has_merged(self) -> bool:
+        """Whether the loader has merged the entries of our own: it notes their identifiers."""
+        return bool(self._shown) and all(str(one) in self._loader.loaded_hash for one in self._shown)
 
     def is_on_the_fly(self, name: str) -> bool:
         """Whether the host has given the layer a list, or can only take one there."""

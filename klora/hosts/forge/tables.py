@@ -26,22 +26,30 @@ class _Withheld(str):
 
 
 def without(
-    table: Table, identifiers: Collection[Identifier], parameters: Collection[str]
+    table: Table, instead: Mapping[Identifier, Entry], parameters: Collection[str], state: str
 ) -> dict[Identifier, Entry]:
-    """The whole table less what the entries of ``identifiers`` do to ``parameters``.
+    """The whole table, but the entries of ``instead`` do to ``parameters`` only what stands there.
 
-    These entries have other identifiers than before, because the host merges afresh only if those change.
+    These entries have other identifiers than before, because the host merges afresh only if those change:
+    ``state`` is all that the patches of ``instead`` depend on.
     """
-    names = hashlib.sha256(" ".join(sorted(parameters)).encode()).hexdigest()[:16]
+    told = " ".join((state, *sorted(parameters)))
+    digest = hashlib.sha256(told.encode()).hexdigest()[:32]
 
-    def stripped(identifier: Identifier, entry: Entry) -> tuple[Identifier, Entry]:
+    def changed(identifier: Identifier, entry: Entry) -> tuple[Identifier, Entry]:
         path = next(one for one in identifier if isinstance(one, str))
-        withheld = _Withheld(f"{path} without {names}")
+        withheld = _Withheld(f"{path} without {digest}")
         withheld.entry = (identifier, entry)
-        less = {name: found for name, found in entry.items() if name not in parameters}
-        return tuple(withheld if one is path else one for one in identifier), less
+        left = {name: found for name, found in entry.items() if name not in parameters}
+        left |= {name: found for name, found in instead[identifier].items() if found}
+        return tuple(withheld if one is path else one for one in identifier), left
 
-    return dict(stripped(*item) if item[0] in identifiers else item for item in table.items())
+    return dict(changed(*item) if item[0] in instead else item for item in table.items())
+
+
+def is_ours(identifier: Identifier) -> bool:
+    """Whether `without` made the entry."""
+    return any(isinstance(one, _Withheld) for one in identifier)
 
 
 def whole(table: Table) -> dict[Identifier, Entry]:

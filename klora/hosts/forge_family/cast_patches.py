@@ -45,12 +45,14 @@ class CastPatches:
         """
         found = []
         for patch in self._patches.get(name, ()):
-            share = self._share(patch, shares, name)
-            if share == 1:
-                found.append(patch)
-            elif share != 0:
-                found.append(self._strengths.times(patch, share, name))
+            found += self.times([patch], self._share(patch, shares, name), name)
         return found
+
+    def times(self, patches: Sequence[Patch], share: float, name: str) -> list[Patch]:
+        """These patches of a parameter at a share."""
+        if share == 1:
+            return list(patches)
+        return [self._strengths.times(patch, share, name) for patch in patches] if share else []
 
     def _share(self, patch: Patch, shares: MemberShares, name: str) -> float:
         for own, share in zip(self._owns, shares, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,16 @@ class PatchedDenoiser(ABC):
         return self.merged(patches, clean, name)
 
     @abstractmethod
-    def without(self, parameters: Sequence[str]) -> Any:
-        """The patcher that the host is to load for a pass: it merges nothing of the cast there."""
+    def without(self, parameters: Sequence[str], merged: Mapping[str, MemberShares], state: Hashable) -> Any:
+        """The patcher that the host is to load for a pass.
+
+        It merges nothing of the cast into ``parameters``, or, into those of ``merged``, by these shares.
+        ``state`` tells one state of the cast's files from another.
+        """
+
+    def has_merged(self) -> bool:
+        """Whether what `without` was told to merge by shares is in the loaded model."""
+        return False
 
     # --- LoRAs that the host applies in each forward ----------------------------------------------------
 

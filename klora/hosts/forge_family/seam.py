@@ -1,10 +1,11 @@
 """The seam of the Forge family: what of a patcher's patches is the cast's, withheld and put in by shares.
 
 The host is shown a patcher without the patches of the layers that are controlled before it loads the
-denoiser for a pass. While sampling, a parameter of such a layer is a new one, merged by the host's own
-functions from the clean weight and all patches, those of the cast with their strengths times their shares;
-where the host applies LoRAs in each forward, that forward is told instead. The host's own objects are never
-written into, and all are put back.
+denoiser for a pass, or, where it can merge by shares, with the shares that the pass is likely to begin with:
+then it has nothing to merge for the next picture of a pair. While sampling, a parameter that is to have other
+shares is a new one, merged by the host's own functions from the clean weight and all patches, those of the
+cast with their strengths times their shares; where the host applies LoRAs in each forward, that forward is
+told instead. The host's own objects are never written into, and all are put back.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class FamilySeam:
         self._deltas = Deltas(denoiser, self.names)
         self._branches = SideBranches(denoiser, self._deltas, self._on_disk, self.paths)
         self._in_place: dict[str, Sequence[Region]] = {}
+        self._expected: dict[str, Sequence[Region]] = {}
 
     # --- Planning -------------------------------------------------------------------------------------
 
@@ -114,14 +116,37 @@ class FamilySeam:
 
     # --- Withholding and applying -----------------------------------------------------------------------
 
-    def without(self, layers: Sequence[str]) -> Any:
-        """The patcher that the host is to load for a pass in which the shares of ``layers`` are set here.
+    def expecting(self, shares: Mapping[str, LayerShares]) -> Any:
+        """The patcher that the host is to load for a pass in which the shares of these layers are set here.
 
-        Raises `HostError` if a weight is in a storage that is neither exchanged nor left in place.
+        It is likely to begin with ``shares``: where a whole parameter has the same, the host may merge by
+        them, and finds it merged for the next picture of the same pair. Raises `HostError` if a weight is in
+        a storage that is neither exchanged nor left in place.
         """
+        regions, found = Regions(self._layers, len(self.names), shares), dict[str, Sequence[Region]]()
+        for name in regions.of_layers(shares):
+            parts = self._regions_of(name, regions)
+            if len(parts) == 1 and not self._denoiser.is_on_the_fly(name):
+                found[name] = parts
+        self._expected = found
+        return self._without(shares)
+
+    def _without(self, layers: Iterable[str]) -> Any:
         parameters = self._regions.of_layers(layers)
         self._denoiser.refuse_storage(parameters)
-        return self._denoiser.without(parameters)
+        merged = {name: region.shares for name, (region, *_) in self._expected.items()}
+        return self._denoiser.without(parameters, merged, self._state())
+
+    def _regions_of(self, name: str, regions: Regions) -> Sequence[Region]:
+        shape = shape_of(self._denoiser.exchanged.current(name))
+        return regions.of_parameter(name, shape[0] if shape else 1)
+
+    def _state(self) -> Hashable:
+        """What the cast would be merged from: the files as they are on disk, and how strong each is."""
+        strengths = self._denoiser.patches.strengths
+        return tuple(
+            (path, file_stamp(path), mark_of(path), strengths(place)) for place, path in enumerate(self.paths)
+        )
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
@@ -133,6 +158,7 @@ class FamilySeam:
             stack.callback(self._unwatch)
             self._denoiser.begin()  # may refuse: another extension's script may have run after ours
             self._deltas.forget()
+            self._in_place = dict(self._expected) if self._denoiser.has_merged() else {}
             self._held = layers
             self._watch_over(self._denoiser.unet)
             yield
@@ -149,8 +175,7 @@ class FamilySeam:
     @torch.inference_mode()
     def _put(self, parameters: Sequence[str]) -> None:
         for name in parameters:
-            shape = shape_of(self._denoiser.exchanged.current(name))
-            regions = self._regions.of_parameter(name, shape[0] if shape else 1)
+            regions = self._regions_of(name, self._regions)
             if self._in_place.get(name) != regions:
                 self._denoiser.put(name, regions)
                 self._in_place[name] = regions
@@ -183,7 +208,7 @@ class FamilySeam:
             name: layer for name, layer in self._layers.items() if sizes.get(name) == self._sizes[name]
         }
         self._regions = Regions(self._layers, len(self.names), shares)
-        return self.without(self._held)
+        return self._without(self._held)
 
     def fail(self, unet: Any, error: KloraError) -> None:
         """Let the next forward of the refiner raise ``error``: where it was found the host swallows it."""

@@ -8,7 +8,7 @@ fly, it calls a function of ours for the layer instead, which knows the shares.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,8 +95,9 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         self._merger.patch_weight_to_device(name, device_to=self.unet.load_device)
         return self.exchanged.current(name)
 
-    def without(self, parameters: Sequence[str]) -> Any:
+    def without(self, parameters: Sequence[str], merged: Mapping[str, MemberShares], state: Hashable) -> Any:
         """A new patcher like the host's, but without any patch on the parameters."""
+        del merged, state  # a new patcher is loaded anew in any case
         clone = self.unet.clone()
         for name in parameters:
             clone.patches.pop(name, None)

@@ -25,7 +25,7 @@ from klora.hosts.webui.roles import Roles, assign, tags_in
 from klora.hosts.which import this_host
 from klora.planning import Cast, Member, Planner
 from klora.rules import BOTH, GUIDANCE
-from klora.schedule import ALWAYS, Plan
+from klora.schedule import ALWAYS, Moment, Plan
 from klora.settings import Settings
 from klora.weights import Fusion, Seam, prepare
 
@@ -289,7 +289,7 @@ class Job:
         host, is_hires = this_host(), bool(getattr(p, "is_hr_pass", False))
         seam = host.seam(p, cast.names)
         fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), with_progress)
-        host.before_loading(p, seam, fusion.layers)
+        host.before_loading(p, seam, fusion.expected(Moment(0, p.steps, is_hires=is_hires)))
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),
             rows=_rows(host, p.sampler, seam, fusion.planner),

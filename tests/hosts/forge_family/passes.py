@@ -13,14 +13,22 @@ from tests.hosts.forge_family.model import Wanted
 
 @contextmanager
 def sampling(
-    webui: FakeWebUI, names: Sequence[str], layers: Sequence[str] | None = None, **weights: float
+    webui: FakeWebUI,
+    names: Sequence[str],
+    layers: Sequence[str] | None = None,
+    expected: float = 1.0,
+    **weights: float,
 ) -> Iterator[FamilySeam]:
-    """A pass in which the shares of ``layers`` are set, of all by default; the host has loaded the model."""
+    """A pass in which the shares of ``layers`` are set, of all by default; the host has loaded the model.
+
+    ``expected`` is the share of every LoRA with which the pass is thought to begin.
+    """
     p = webui.job(**(weights or dict.fromkeys(names, 1.0)))
     webui.adapter.after_activation(p, names)
     seam = webui.adapter.seam(p, names)
     held = [view.name for view in seam.layers()] if layers is None else layers
-    webui.adapter.before_loading(p, seam, held)
+    told = everywhere(seam, *(expected for _ in names))
+    webui.adapter.before_loading(p, seam, {name: told[name] for name in held})
     webui.load()
     with seam.withheld(held), webui.adapter.telling_rows(None, seam):
         yield seam

@@ -204,9 +204,9 @@ def test_weights_in_whole_numbers_are_refused_when_they_are_to_change(webui: Fak
     p = webui.job(fox=1.0, ink=1.0)
     webui.adapter.after_activation(p, ("fox", "ink"))
     seam = webui.adapter.seam(p, ("fox", "ink"))
-    webui.adapter.before_loading(p, seam, [IN_FORWARD_ORDER[0]])
+    webui.adapter.before_loading(p, seam, {IN_FORWARD_ORDER[0]: LayerShares((1, 1))})
     with pytest.raises(HostError, match=r"int8.*load it in fp16"):
-        webui.adapter.before_loading(p, seam, [CANONICAL[FUSED][0]])
+        webui.adapter.before_loading(p, seam, {CANONICAL[FUSED][0]: LayerShares((1, 1))})
 
 
 @patchers

@@ -40,11 +40,11 @@ def sampling(webui: FakeWebUI, lora: Lora | None, held: Sequence[str] | None = N
     webui.adapter.after_activation(p, NAMES, rewritten)
     seam = webui.adapter.seam(p, NAMES)
     layers = [view.name for view in seam.layers()] if held is None else held
-    webui.adapter.before_loading(p, seam, layers)
+    shares = {name: one for name, one in everywhere(seam, 1.0, 1.0).items() if name in layers}
+    webui.adapter.before_loading(p, seam, shares)
     webui.load()
     with seam.withheld(layers), webui.adapter.telling_rows(None, seam):
-        shares = everywhere(seam, 1.0, 1.0)
-        seam.apply({name: one for name, one in shares.items() if name in layers})
+        seam.apply(shares)
         yield seam
 
 

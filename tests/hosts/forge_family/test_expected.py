@@ -1,0 +1,131 @@
+"""Shares that a host merges ahead, because a pass is likely to begin with them: right, wrong, out of date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from klora.hosts.forge_family import reading
+from tests.hosts.forge_family.hosts import ERSATZ, FORGE, FakeWebUI, Kind
+from tests.hosts.forge_family.model import (
+    CANONICAL,
+    FUSED,
+    IN_FORWARD_ORDER,
+    Lora,
+    batch,
+    expected,
+    make_lora,
+)
+from tests.hosts.forge_family.passes import by_layer, everywhere, sampling
+
+BOTH = ("fox", "ink")
+SHARES = st.sampled_from([0.0, 0.4, 1.0, 1.7])
+
+#: The hosts that merge ahead.
+ahead = pytest.mark.parametrize("kind", [Kind(FORGE), Kind(ERSATZ)], ids=str)
+
+
+def close(webui: FakeWebUI, loras: list[Lora], wanted: dict[str, Any]) -> None:
+    given_ = batch()
+    torch.testing.assert_close(
+        webui.run(given_), expected(webui.clean, loras[:2], wanted, given_), rtol=1e-4, atol=1e-4
+    )
+
+
+@ahead
+@pytest.mark.parametrize("share", [1.0, 0.4, 0.0])
+def test_what_was_expected_is_merged_once_for_all_pictures(
+    webui: FakeWebUI, loras: list[Lora], share: float
+) -> None:
+    loaded = []
+    for _ in range(3):
+        with sampling(webui, BOTH, expected=share) as seam:
+            seam.apply(everywhere(seam, share, share))
+            close(webui, loras, dict.fromkeys(BOTH, share))
+            assert not seam._denoiser.exchanged._replaced
+        loaded.append({name: id(parameter) for name, parameter in webui.model.named_parameters()})
+    assert loaded[0] == loaded[1] == loaded[2]
+    given_ = batch()
+    own = webui.own_picture(given_)
+    assert torch.equal(own, expected(webui.clean, [], {}, given_))
+
+
+@settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_no_expectation_changes_what_comes_out(
+    webui: FakeWebUI, loras: list[Lora], data: st.DataObject
+) -> None:
+    """Pictures one after the other, each thought to begin with anything, in layers of their own choice."""
+    for _ in range(data.draw(st.integers(1, 3))):
+        held = data.draw(st.lists(st.sampled_from(IN_FORWARD_ORDER), unique=True))
+        with sampling(webui, BOTH, held, expected=data.draw(SHARES)) as seam:
+            wanted: dict[str, Any] = {name: {layer: data.draw(SHARES) for layer in held} for name in BOTH}
+            seam.apply({name: one for name, one in by_layer(seam, wanted).items() if name in held})
+            close(webui, loras, wanted)
+    webui.own_picture(batch())
+    after = webui.state()
+    assert all(torch.equal(value, after[name]) for name, value in webui.clean.items())
+
+
+@ahead
+def test_another_weight_of_the_prompt_is_merged_anew(webui: FakeWebUI, loras: list[Lora]) -> None:
+    for weight in (1.0, 0.5, 1.0):
+        with sampling(webui, BOTH, fox=1.0, ink=weight) as seam:
+            seam.apply(everywhere(seam, 1.0, 1.0))
+            close(webui, loras, {"fox": 1.0, "ink": weight})
+
+
+@ahead
+def test_weights_of_blocks_that_another_extension_changed_are_merged_anew(
+    webui: FakeWebUI, loras: list[Lora]
+) -> None:
+    """As lora-block-weight does: in the host's own table, under the same identifier."""
+    layer = f"diffusion_model.{FUSED}.weight"
+    for strength in (1.0, 0.25):
+        p = webui.job(fox=1.0, ink=1.0)
+        table = p.sd_model.forge_objects.unet.lora_patches
+        (entry,) = (one for identifier, one in table.items() if loras[0].path in identifier)
+        entry[layer] = [(strength, *patch[1:]) for patch in entry[layer]]
+        with sampling(webui, BOTH) as seam:
+            seam.apply(everywhere(seam, 1.0, 1.0))
+            close(webui, loras, {"fox": dict.fromkeys(CANONICAL[FUSED], strength), "ink": 1.0})
+
+
+@ahead
+def test_a_file_that_was_replaced_is_merged_anew(webui: FakeWebUI, loras: list[Lora], tmp_path: Path) -> None:
+    with sampling(webui, BOTH) as seam:
+        seam.apply(everywhere(seam, 1.0, 1.0))
+        close(webui, loras, dict.fromkeys(BOTH, 1.0))
+    other = make_lora(tmp_path, "fox", 77)
+    webui.sd_model.current_lora_hash = ""  # as a host that looks at the time of the file
+    reading._seen.clear()
+    with sampling(webui, BOTH) as seam:
+        seam.apply(everywhere(seam, 1.0, 1.0))
+        close(webui, [other, loras[1]], dict.fromkeys(BOTH, 1.0))
+
+
+@ahead
+def test_a_patcher_that_another_extension_put_in_our_place(webui: FakeWebUI, loras: list[Lora]) -> None:
+    """It shows the host its own table: nothing may be taken for merged."""
+    p = webui.job(fox=1.0, ink=1.0)
+    webui.adapter.after_activation(p, BOTH)
+    seam = webui.adapter.seam(p, BOTH)
+    shares = everywhere(seam, 0.4, 1.7)
+    webui.adapter.before_loading(p, seam, shares)
+    clone = p.sd_model.forge_objects.unet.clone()
+    clone.lora_patches = {}
+    p.sd_model.forge_objects.unet = clone
+    webui.load()
+    with seam.withheld(list(shares)), webui.adapter.telling_rows(None, seam):
+        assert not seam._denoiser.has_merged()
+        seam.apply(shares)
+        close(webui, loras, {"fox": 0.4, "ink": 1.7})
