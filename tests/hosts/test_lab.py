@@ -27,10 +27,9 @@ from klora.lab.pairs import Pair, all_pairs
 from klora.lab.scoring import score
 from klora.presets import held_values
 from klora.settings import Settings
-from tests.hosts.family import FORGE, NEO, running
+from tests.hosts.family import FORGE, running
 from tests.hosts.server import WebUI
 
-FAMILIES = {"forge": FORGE, "neo": NEO}
 SEEDS = tuple(range(16))
 CONTENT, STYLE = "rabbit-face-sunglasses", "porcelain"
 
@@ -57,7 +56,7 @@ METHODS: dict[str, tuple[Method, float]] = {
 WINDOWS = (("", "start=0.5"), ("stop=0.5", ""), ("", "w=0:0.2,1:1"))
 
 
-@pytest.fixture(scope="module", params=["a1111", "forge", "neo"])
+@pytest.fixture(scope="module", params=["a1111", "forge"])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     """A WebUI with the lab's checkpoint loaded. Nothing is written into the installation."""
     place = tmp_path_factory.mktemp("lab")
@@ -69,10 +68,9 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         with _linked(installed, models), _loaded(webui, installed.name):
             yield webui
         return
-    family = FAMILIES[request.param]
     with (
         _told_of_the_lab(place / "repository"),
-        running(family, place, kinds=()) as webui,
+        running(FORGE, place, kinds=()) as webui,
         _linked(installed, webui.models),
         _loaded(webui, installed.name),
     ):
