@@ -79,11 +79,18 @@ class Times:
 
 
 def measure(webui: WebUI, side: Side, request: Mapping[str, Any], times: Times) -> str:
-    """Make one picture, note its times, and return them as a line."""
+    """Make one picture, note its times, and return them as a line.
+
+    From the second on it follows another of the same side, as the pictures of somebody who tries seeds do:
+    what the host merges for a side and keeps, such as added LoRAs, is then there.
+    """
+    loras, klora = side
+    prompt = f"a cat {loras}"
+    if times.first:
+        webui.txt2img(prompt, klora, **{**request, "steps": 1})
     webui.call("/probe/arm", {})
     began = webui.call("/probe/clock")["now"]
-    loras, klora = side
-    webui.txt2img(f"a cat {loras}", klora, **request)
+    webui.txt2img(prompt, klora, **request)
     seen = webui.call("/probe/look")
     steps, merging = _between(seen["calls"]), _between(seen["merging"])
     times.first.append(seen["calls"][0] - began)
