@@ -433,6 +433,23 @@ def test_the_delta_of_a_branch_is_formed_once(scene: Scene, monkeypatch: pytest.
     assert not seam._row_deltas
 
 
+def test_a_change_in_one_layer_leaves_the_other_branches_alone(scene: Scene) -> None:
+    """What a rule that changes in time costs at a step is that of the layers that change."""
+    seam, (changed, left) = scene.seam(), ATTENTION[:2]
+    layers, formed = [scene.model.named[name] for name in (changed, left)], []
+    with seam.withheld([CANONICAL[changed], CANONICAL[left]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0.5)) for name in (changed, left)})
+        for share in (0.5, 0.4):
+            seam.apply({CANONICAL[changed]: LayerShares((1, 1), (1, share))})
+            seam.branches.rows.tell(2, ((1, 2),))
+            seam.follow_multipliers()
+            for layer in layers:
+                layer(scene.model.probe)
+            formed.append([seam.branches._sums[layer] for layer in layers])
+    assert formed[0][0] is not formed[1][0]
+    assert formed[0][1] is formed[1][1]
+
+
 @pytest.mark.parametrize("is_computed", [False, True])
 def test_a_branch_follows_a_weight_that_another_extension_changes(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, is_computed: bool

@@ -55,7 +55,7 @@ class A1111Seam:
         self._shares: dict[str, tuple[float, ...]] = {}
         #: With the multiplier that each was formed at.
         self._row_deltas: dict[tuple[int, str], tuple[float, RowDelta]] = {}
-        #: Layer -> the shares that its branch has; the multipliers that all branches have, once told.
+        #: Layer -> the shares that its branch has; the multipliers that all branches have.
         self._branched: dict[str, LayerShares] = {}
         self._multipliers: tuple[float, ...] = ()
 
@@ -137,6 +137,7 @@ class A1111Seam:
         before = {name: getattr(self._networks, name) for name in READERS}
         ours = {name: self._by_shares(function) for name, function in before.items()}
         shares_before = dict(self._shares)  # of an outer bracket around the same seam
+        self._multipliers = self._multipliers_now()
         for name, function in ours.items():
             setattr(self._networks, name, function)
         try:
@@ -156,18 +157,21 @@ class A1111Seam:
         for layer, wanted in shares.items():
             self._shares[self._host_names[layer]] = wanted.conditional
             self._branch(layer, wanted)
-        self._multipliers = ()
+        self.follow_multipliers()
 
     def follow_multipliers(self) -> None:
         """Before a forward of the denoiser: where an extension changes a LoRA's weight from step to step,
         branches follow, as what the host merges does.
         """
-        multipliers = tuple(_multiplier(network) for network in self._cast)
+        multipliers = self._multipliers_now()
         if multipliers == self._multipliers:
             return
         for layer, shares in self._branched.items():
             self._branch(layer, shares)
         self._multipliers = multipliers
+
+    def _multipliers_now(self) -> tuple[float, ...]:
+        return tuple(_multiplier(network) for network in self._cast)
 
     def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
         networks, table, cast = self._networks, self._shares, self._cast
@@ -203,7 +207,10 @@ class A1111Seam:
         target = next((module.sd_module for module in modules if module is not None), None)
         if isinstance(target, nn.Linear | nn.Conv2d):
             self.branches.put(target, layer, terms)
-            self._branched[layer] = shares
+            if terms:
+                self._branched[layer] = shares
+            else:
+                self._branched.pop(layer, None)
 
     def _term(self, place: int, layer: str, difference: float) -> Term:
         network, kept = self._cast[place], self._row_deltas.get((place, layer))

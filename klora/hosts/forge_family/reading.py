@@ -8,7 +8,7 @@ with renamed tensors in place of the file's.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from klora.hosts.common.checks import checked_base_model, takes
 from klora.hosts.common.library import KnownLora
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.common.stand_in import stand_in
+from klora.planning import file_stamp
 
 #: Path -> what the file was, and what it was rewritten to, that the host read last at our bidding.
 _seen: dict[str, Identity] = {}
@@ -56,6 +57,11 @@ def read_again(
         _activate(p, {path: dict(tensors) for path, tensors in read.items()}, marks)
         # So that the host reads the file by itself again as soon as K-LoRA does not ask for it.
         p.sd_model.current_lora_hash += " (read by K-LoRA)"
+
+
+def state_of(path: str, strengths: Hashable) -> Hashable:
+    """What a file's patches depend on: the file as it is on disk, what stands for it, how strong it is."""
+    return (path, file_stamp(path), mark_of(path), strengths)
 
 
 def mark_of(path: str) -> str:

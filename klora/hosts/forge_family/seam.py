@@ -24,11 +24,11 @@ from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import changed_layers
-from klora.hosts.forge_family.reading import mark_of
+from klora.hosts.forge_family.reading import mark_of, state_of
 from klora.hosts.forge_family.regions import Region, Regions
 from klora.hosts.forge_family.side_branches import SideBranches
 from klora.hosts.forge_family.storage import shape_of
-from klora.planning import LayerView, content_hash, delta_digest, file_stamp
+from klora.planning import LayerView, content_hash, delta_digest
 from klora.schedule import LayerShares
 
 
@@ -94,8 +94,7 @@ class FamilySeam:
 
     def score_key(self) -> Hashable:
         """Content and style as they are on disk, how strong they are applied, and the checkpoint."""
-        states = tuple((path, file_stamp(path), mark_of(path)) for path in self.paths[:2])
-        return (self._checkpoint.file, states, *map(self._denoiser.patches.strengths, range(len(states))))
+        return (self._checkpoint.file, *self._states()[:2])
 
     def lasting_key(self) -> Sequence[object] | None:
         """The same by what the files hold, with a sample of what the host has read of them.
@@ -135,18 +134,16 @@ class FamilySeam:
         parameters = self._regions.of_layers(layers)
         self._denoiser.refuse_storage(parameters)
         merged = {name: region.shares for name, (region, *_) in self._expected.items()}
-        return self._denoiser.without(parameters, merged, self._state())
+        return self._denoiser.without(parameters, merged, self._states())
 
     def _regions_of(self, name: str, regions: Regions) -> Sequence[Region]:
         shape = shape_of(self._denoiser.exchanged.current(name))
         return regions.of_parameter(name, shape[0] if shape else 1)
 
-    def _state(self) -> Hashable:
-        """What the cast would be merged from: the files as they are on disk, and how strong each is."""
+    def _states(self) -> tuple[Hashable, ...]:
+        """What the patches of each file of the cast depend on."""
         strengths = self._denoiser.patches.strengths
-        return tuple(
-            (path, file_stamp(path), mark_of(path), strengths(place)) for place, path in enumerate(self.paths)
-        )
+        return tuple(state_of(path, strengths(place)) for place, path in enumerate(self.paths))
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:

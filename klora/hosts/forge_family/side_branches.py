@@ -15,8 +15,7 @@ from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ChangedLayer
-from klora.hosts.forge_family.reading import mark_of
-from klora.planning import file_stamp
+from klora.hosts.forge_family.reading import state_of
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, Layer, RowDelta
 from klora.weights.file_forms import fitted, form_of
@@ -116,7 +115,7 @@ class SideBranches:
         return [self._kept_of(place, path) for place, path in enumerate(self._paths)]
 
     def _kept_of(self, place: int, path: str) -> dict[str, RowDelta]:
-        key = (path, file_stamp(path), mark_of(path), self._denoiser.patches.strengths(place))
+        key = state_of(path, self._denoiser.patches.strengths(place))
         kept = _kept.setdefault(key, {})
         _kept.move_to_end(key)
         while len(_kept) > MOST_KEPT:

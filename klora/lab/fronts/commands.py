@@ -78,7 +78,7 @@ def run(chosen: Namespace) -> int:
             raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
     if chosen.predict:
         return _predict(chosen)
-    study = _study(chosen, chosen.half)
+    study = _study(chosen, chosen.world, chosen.half)
     make_all(study, chosen.workers)
     fronts = report.with_originals([study.front(method, chosen.unit) for method in study.methods])
     choice = _choice(
@@ -100,14 +100,14 @@ def _stem(chosen: Namespace, world: str) -> Path:
     return folder / f"{world}-{chosen.half}-{chosen.guidance_scale:g}"
 
 
-def _study(chosen: Namespace, half: str) -> Study:
-    """The study that the arguments ask for, on a half."""
+def _study(chosen: Namespace, world: str, half: str) -> Study:
+    """The study that the arguments ask for, on a half of a world."""
     sampling = Sampling(chosen.weights, chosen.guidance_scale, chosen.steps)
     names = dict.fromkeys(chosen.methods or methods.study())
     return Study(
         Store(chosen.out / "scores", sampling),
         [methods.method(name) for name in names],
-        all_pairs(chosen.world, half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread),
+        all_pairs(world, half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread),
         range(chosen.seeds),
         tuple(chosen.balances),
     )
@@ -117,10 +117,7 @@ def _predict(chosen: Namespace) -> int:
     """Whether the outcome of each named method can be told beforehand, in each world and over both together;
     its scores must have been made.
     """
-    studies = {
-        world: [_study(Namespace(**{**vars(chosen), "world": world}), half) for half in HALVES]
-        for world in WORLDS
-    }
+    studies = {world: [_study(chosen, world, half) for half in HALVES] for world in WORLDS}
     for world, halves in studies.items():
         missing = sum(len(study.open_tasks(pair)) for study in halves for pair in study.pairs)
         if missing:
