@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="processes, each of one thread, that share out the LoRAs in the stages loras and gates",
     )
+    learn.add_argument(
+        "--rehearse",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="do this share of every training's steps, such as 0.002, to see in minutes that all stages run",
+    )
     place = commands.add_parser("install", help="copy the model into a WebUI")
     place.add_argument("webui", type=Path, help="the WebUI's folder")
     place.add_argument("--weights", type=Path, default=WEIGHTS)
@@ -66,10 +73,19 @@ def _run(chosen: argparse.Namespace) -> int:
     for name in ("threads", "workers"):
         if getattr(chosen, name) < 1:
             raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
+    _check_rehearsal(chosen)
     torch.set_num_threads(chosen.threads)
-    job = stages.Job(chosen.cache, chosen.out, chosen.minutes, chosen.workers)
+    job = stages.Job(chosen.cache, chosen.out, chosen.minutes, chosen.workers, chosen.rehearse)
     stages.run(job, tuple(chosen.stage or stages.STAGES))
     return 0
+
+
+def _check_rehearsal(chosen: argparse.Namespace) -> None:
+    """A rehearsal must neither overwrite the lab's weights nor be taken for the start of a training."""
+    if not 0 < chosen.rehearse <= 1:
+        raise KloraError(f"--rehearse is {chosen.rehearse}; write a number above 0, up to 1.")
+    if chosen.rehearse < 1 and (chosen.out == WEIGHTS or chosen.cache == icons.default_cache()):
+        raise KloraError("a rehearsal learns nothing: give it a --cache and an --out of its own.")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ from klora.lab.world.prompts import (  # noqa: E402
 from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES  # noqa: E402
 from tests.lab.conftest import BEAR, ENGRAVING, SHIPPED  # noqa: E402
 
-ONE_STEP = Plan(steps=1, rate=1e-3)
-
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
@@ -147,12 +145,8 @@ def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     noise = torch.randint(256, (8, 3, 128, 128), generator=chance, dtype=torch.uint8)
     monkeypatch.setattr(autoencoder, "lessons", lambda _cache: noise)
     monkeypatch.setattr(stages, "kinds_in_style", lambda _cache, kinds, _style, _group: noise)
-    for name in ("PLAN", "DECODER_PLAN"):
-        monkeypatch.setattr(autoencoder, name, replace(getattr(autoencoder, name), steps=1))
-    for name in ("TEXT_PLAN", "BASE_PLAN"):
-        monkeypatch.setattr(stages, name, ONE_STEP)
     monkeypatch.setattr(base, "BATCH", 2)
-    job = stages.Job(tmp_path / "cache", tmp_path / "out")
+    job = stages.Job(tmp_path / "cache", tmp_path / "out", share=1e-6)
     latents = torch.randn(len(KINDS), len(BASE_STYLES), *model.LATENT, generator=chance)
     job.cache.mkdir()
     torch.save(latents, job.cache / "latents.pt")
@@ -161,6 +155,8 @@ def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     stages.run(job, ("vae", "decoder", "text", "base"))
     kept = {path.name for path in (job.cache / "checkpoints").iterdir()}
     assert kept == {"autoencoder.pt", "decoder.pt", "text.pt", "base.pt"}
+    for name in kept:
+        assert torch.load(job.cache / "checkpoints" / name, weights_only=True)["step"] == 1
     found = checkpoint.load(job.out / "klora-lab.safetensors")
     expected = autoencoder.kept_average(job.cache, "base")
     for name, weight in found.denoiser.state_dict().items():
@@ -234,6 +230,27 @@ def test_the_command_line_names_the_stages_and_refuses_no_worker(
     ]
     assert main(["train", "--out", str(tmp_path), "--workers", "0"]) == 2
     assert "--workers is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "1.5"])
+def test_a_rehearsal_is_some_share_of_the_training(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--rehearse", wrong]) == 2
+    assert "--rehearse is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["--cache", "--out", None])
+def test_a_rehearsal_touches_neither_the_weights_nor_the_training(
+    given: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [given, str(tmp_path)] if given else []
+    assert main(["train", "--stage", "gates", "--rehearse", "0.01", *folders]) == 2
+    assert "a --cache and an --out of its own" in capsys.readouterr().err
+
+
+def test_a_plan_is_shortened_to_one_step_at_least() -> None:
+    plan = Plan(steps=6000, rate=1e-3, warmup=7)
+    assert [plan.shortened(share).steps for share in (1, 0.5, 0.002, 1e-9)] == [6000, 3000, 12, 1]
+    assert replace(plan.shortened(0.5), steps=6000) == plan
 
 
 def test_the_benchmark_is_made_once_and_reported(

@@ -107,11 +107,11 @@ def reduced_lessons(lessons: Drawings, others: Tensor) -> Reduced:
     return Reduced(lessons, reduced(lessons.drawn), reduced(others), is_composed)
 
 
-def train_kind_judge(cache: Path, small: Reduced) -> Loop:
+def train_kind_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
     """Train the judge of kinds, or go on: half on composed drawings, half on plain ones."""
     often = small.often(OWN_SHARE, ~kept_out_of_kinds(small.lessons) | small.is_composed)
-    torch.manual_seed(KIND_PLAN.seed)
-    loop = Loop("kind-judge", cache / "checkpoints", SubjectJudge().kinds, KIND_PLAN)
+    torch.manual_seed(plan.seed)
+    loop = Loop("kind-judge", cache / "checkpoints", SubjectJudge().kinds, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
@@ -125,11 +125,11 @@ def train_kind_judge(cache: Path, small: Reduced) -> Loop:
     return loop
 
 
-def train_thing_judge(cache: Path, small: Reduced) -> Loop:
+def train_thing_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
     """Train the judge of things, or go on."""
     often = small.often(COMPOSED_SHARE, torch.ones(len(small.is_composed)))
-    torch.manual_seed(THING_PLAN.seed)
-    loop = Loop("thing-judge", cache / "checkpoints", SubjectJudge().things, THING_PLAN)
+    torch.manual_seed(plan.seed)
+    loop = Loop("thing-judge", cache / "checkpoints", SubjectJudge().things, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
@@ -143,11 +143,11 @@ def train_thing_judge(cache: Path, small: Reduced) -> Loop:
     return loop
 
 
-def train_style_judge(cache: Path, lessons: Drawings, others: Tensor) -> Loop:
+def train_style_judge(cache: Path, lessons: Drawings, others: Tensor, plan: Plan) -> Loop:
     """Train the judge of styles, or go on."""
     often = (~kept_out_of_styles(lessons)).float()
-    torch.manual_seed(STYLE_PLAN.seed)
-    loop = Loop("style-judge", cache / "checkpoints", style_judge(), STYLE_PLAN)
+    torch.manual_seed(plan.seed)
+    loop = Loop("style-judge", cache / "checkpoints", style_judge(), plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
@@ -164,14 +164,14 @@ def train_style_judge(cache: Path, lessons: Drawings, others: Tensor) -> Loop:
     return loop
 
 
-def train(cache: Path, autoencoder: nn.Module) -> None:
-    """Train the judges, or go on."""
+def train(cache: Path, autoencoder: nn.Module, share: float = 1.0) -> None:
+    """Train the judges, or go on; each for a share of its plan's steps."""
     lessons = joined([of_kinds(cache), composed(cache)])
     others = other_views(cache, autoencoder, lessons)
-    train_style_judge(cache, lessons, others)
+    train_style_judge(cache, lessons, others, STYLE_PLAN.shortened(share))
     small = reduced_lessons(lessons, others)
-    train_thing_judge(cache, small)
-    train_kind_judge(cache, small)
+    train_thing_judge(cache, small, THING_PLAN.shortened(share))
+    train_kind_judge(cache, small, KIND_PLAN.shortened(share))
 
 
 def from_cache(cache: Path) -> Judges:

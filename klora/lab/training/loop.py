@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Plan:
             return self.rate * warm
         done = (step - start_of_fall) / max(1.0, self.steps - start_of_fall)
         return self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def shortened(self, share: float) -> Plan:
+        """The same plan with this share of its steps, one at least."""
+        return replace(self, steps=max(1, round(share * self.steps)))
 
 
 def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:

@@ -39,7 +39,7 @@ def lesson(cache: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
 
 def longer(recipe: Recipe, factor: float) -> Recipe:
     """The same recipe with so many times the steps."""
-    return replace(recipe, build=replace(recipe.build, steps=round(factor * recipe.build.steps)))
+    return replace(recipe, build=replace(recipe.build, steps=max(1, round(factor * recipe.build.steps))))
 
 
 def train(model: Model, recipe: Recipe, cache: Path, folder: Path) -> Path:

@@ -43,6 +43,8 @@ class Job:
     minutes: float = math.inf
     workers: int = 1
     """Processes that share out the LoRAs in the stages ``loras`` and ``gates``."""
+    share: float = 1.0
+    """Of the steps of every training that are done; less than 1 is a rehearsal, which learns nothing."""
 
     @property
     def loras(self) -> Path:
@@ -114,29 +116,30 @@ def trained_model(cache: Path) -> Model:
 
 def train_autoencoder(job: Job) -> None:
     """Stage ``vae``: the autoencoder."""
-    autoencoder.train(job.cache, autoencoder.PLAN, job.minutes)
+    autoencoder.train(job.cache, autoencoder.PLAN.shortened(job.share), job.minutes)
 
 
 def train_decoder(job: Job) -> None:
     """Stage ``decoder``: the decoder once more, on whole pictures; latents stay."""
     drawn = autoencoder.lessons(job.cache)
-    autoencoder.refine(job.cache, drawn, autoencoder.DECODER_PLAN, job.minutes)
+    autoencoder.refine(job.cache, drawn, autoencoder.DECODER_PLAN.shortened(job.share), job.minutes)
 
 
 def train_text(job: Job) -> None:
     """Stage ``text``: the text encoder."""
-    text.train(job.cache, base_latents(job.cache), TEXT_PLAN, job.minutes)
+    text.train(job.cache, base_latents(job.cache), TEXT_PLAN.shortened(job.share), job.minutes)
 
 
 def train_base(job: Job) -> None:
     """Stage ``base``: the denoiser; the checkpoint is written to the output folder."""
-    base.train(job.cache, base_latents(job.cache), said_of(job.cache), BASE_PLAN, job.minutes)
+    plan = BASE_PLAN.shortened(job.share)
+    base.train(job.cache, base_latents(job.cache), said_of(job.cache), plan, job.minutes)
     checkpoint.export(trained_model(job.cache), job.out)
 
 
 def train_judges(job: Job) -> None:
     """Stage ``judges``: the judges, on drawings, and their file."""
-    judges.train(job.cache, decoder_of(job.cache))
+    judges.train(job.cache, decoder_of(job.cache), job.share)
     judges.from_cache(job.cache).save(job.out / JUDGES)
 
 
@@ -153,7 +156,7 @@ def train_lora(job: Job, name: str) -> str:
     """
     recipe, path = RECIPES[name], job.loras / f"{name}.safetensors"
     for factor in STYLE_TRAINED_LONGER if recipe.kind == STYLE else TRAINED_LONGER:
-        asked = loras.longer(recipe, factor)
+        asked = loras.longer(recipe, job.share * factor)
         if steps_of(path) > asked.build.steps:
             continue
         loras.train(checkpoint.model_of(job.out), asked, job.cache, job.loras)
