@@ -17,7 +17,7 @@ import pytest
 from klora.files.conversion import convert
 from tests.hosts.neighbours import DETECTOR, neighbours_in, running_beside
 from tests.hosts.server import Answer, RefusedError, WebUI
-from tests.hosts.test_types import lokr, write
+from tests.hosts.test_types import KINDS, write
 from tests.published import PUBLISHED
 
 CONTENT, STYLE = "<lora:content-sd1-a:1>", "<lora:style-sd1-a:1>"
@@ -171,21 +171,22 @@ def test_it_fades_in_too_if_it_is_rewritten(folder: Path, beside: WebUI) -> None
     assert never.pixels == beside.txt2img(f"a cat <lora:content-sd1-a:0@0,0@1>{STYLE}").pixels
 
 
-@pytest.mark.parametrize("pair", [("content-sd1-a", "style-sd1-a"), ("content-lokr", "style-lokr")])
+@pytest.mark.parametrize("kind", ["sd1-a", *KINDS])
 def test_the_negative_side_follows_a_lora_that_fades_in(
-    folder: Path, beside: WebUI, models: Path, pair: tuple[str, str]
+    folder: Path, beside: WebUI, models: Path, kind: str
 ) -> None:
     """The style begins with the fourth of eight steps, once by loractl and once by our own curve."""
     needs(folder, "sd-webui-loractl")
     loras = models / "loras"
-    for seed, name in enumerate(("content", "style")):
-        write(loras / f"{name}-sd1-a.safetensors", loras / f"{name}-lokr.safetensors", lokr, seed)
+    if kind in KINDS:
+        for seed, name in enumerate(("content", "style")):
+            like, target = (loras / f"{name}-{ending}.safetensors" for ending in ("sd1-a", kind))
+            write(like, target, KINDS[kind], seed)
     beside.call("/sdapi/v1/refresh-loras", {})
     settings = {**ADDED, "guidance": "none"}
-    content, style = pair
 
     def made(weight: str, **changes: Any) -> Answer:
-        tags = f"<lora:{content}:1><lora:{style}:{weight}>"
+        tags = f"<lora:content-{kind}:1><lora:style-{kind}:{weight}>"
         return beside.txt2img(f"a cat {tags}", {**settings, **changes}, steps=8)
 
     by_loractl = made("0@0,0@0.3,1@0.31")

@@ -1,9 +1,10 @@
 """Types of LoRA other than the plain one, on real hosts: full-matrix LoKr, whose rank comes from its file,
-and LoHa.
+LoHa, and DoRA, whose delta hangs on the checkpoint's weight.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def loha(normal: Normal, rows: int, columns: int) -> dict[str, Tensor]:
     return {**parameters, "alpha": torch.tensor(1.0)}
 
 
+def dora(normal: Normal, rows: int, columns: int) -> dict[str, Tensor]:
+    """Parameters of a LoRA of rank 4 with a magnitude for each input, near that of the tests' checkpoints."""
+    magnitude = math.sqrt(rows / columns) * (1 + 0.2 * normal(1, columns))
+    return {
+        "lora_up.weight": 0.3 * normal(rows, 4),
+        "lora_down.weight": 0.3 * normal(4, columns),
+        "alpha": torch.tensor(4.0),
+        "dora_scale": magnitude,
+    }
+
+
 def write(like: Path, target: Path, kind: Callable[[Normal, int, int], dict[str, Tensor]], seed: int) -> None:
     """Random numbers of a type in the attention layers of a LoRA file."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +68,7 @@ def write(like: Path, target: Path, kind: Callable[[Normal, int, int], dict[str,
     save_file(tensors, target)
 
 
-KINDS = {"lokr": lokr, "loha": loha}
+KINDS = {"lokr": lokr, "loha": loha, "dora": dora}
 
 
 @pytest.fixture
