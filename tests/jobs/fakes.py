@@ -48,6 +48,31 @@ class NetworkModuleLora:
         return output + given @ (self.delta * self.network.unet_multiplier).T
 
 
+class DoraModule(NetworkModuleLora):
+    """A LoRA whose merge sets the length of every column, as the host does it."""
+
+    def __init__(self, plain: NetworkModuleLora, dora_scale: Tensor) -> None:
+        super().__init__(plain.network, plain.sd_module, plain.delta, plain.dim)
+        self.dora_scale = dora_scale
+        self.up_model, self.down_model = (
+            SimpleNamespace(weight=one) for one in (self.delta, torch.eye(SIZE))
+        )
+
+    def calc_scale(self) -> float:
+        return 1.0
+
+    def multiplier(self) -> float:
+        return self.network.unet_multiplier
+
+    def calc_updown(self, weight: Tensor) -> tuple[Tensor, None]:
+        turned = weight + self.delta
+        turned = turned * self.dora_scale / turned.norm(dim=0, keepdim=True)
+        return (turned - weight) * self.network.unet_multiplier, None
+
+
+DoraModule.__name__ = "NetworkModuleLora"  # the host's own class for both
+
+
 class NetworkModuleNorm(NetworkModuleLora):
     """A type that is no contest."""
 
@@ -70,7 +95,7 @@ class FakeModel(nn.Module):
     def __init__(self, networks: Any, names: tuple[str, ...] = IN_FORWARD_ORDER) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.networks, self.functional = networks, False
+        self.networks = networks
         self.named = {}
         for name in names:
             layer = nn.Linear(SIZE, SIZE, bias=False)
@@ -80,6 +105,15 @@ class FakeModel(nn.Module):
         self.clean = {name: layer.weight.detach().clone() for name, layer in self.named.items()}
         self.layers = nn.ModuleList(self.named.values())
         self.probe = torch.randn(2, SIZE, generator=generator)
+
+    @property
+    def functional(self) -> bool:
+        """The host's option, by which LoRAs apply in each forward."""
+        return bool(self.networks.shared.opts.lora_functional)
+
+    @functional.setter
+    def functional(self, is_on: bool) -> None:
+        self.networks.shared.opts.lora_functional = is_on
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
         """As the host's UNet, which extensions hook; the fake denoiser's batch is the probe."""
@@ -136,6 +170,7 @@ def parsed_tag(items: list[str]) -> Any:
 def install(networks: ModuleType | Any) -> None:
     """Give a module ``networks`` the merging half of AUTOMATIC1111's."""
     networks.originals = SimpleNamespace(Linear_forward=nn.Linear.forward)
+    networks.shared = SimpleNamespace(opts=SimpleNamespace(lora_functional=False))
     networks.loaded_networks = []
     networks.merges = Counter()
     networks.fail_in = None

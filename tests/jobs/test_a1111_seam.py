@@ -25,6 +25,7 @@ from tests.jobs.fakes import (
     IN_FORWARD_ORDER,
     SIZE,
     TEXT,
+    DoraModule,
     FakeModel,
     FakeNetwork,
     NetworkModuleNorm,
@@ -415,6 +416,45 @@ def test_the_branch_gives_the_unconditional_rows_what_they_get(scene: Scene) -> 
         torch.testing.assert_close(output[0], expected[0])
         torch.testing.assert_close(output[1], (expected - missing)[1])
     assert not layer._forward_hooks
+
+
+def own_outputs(scene: Scene, name: str, *weights: float) -> Tensor:
+    """What the host itself makes of the probe in a layer, each of the three LoRAs at a weight."""
+    loras = [scene.fox, scene.ink, scene.oak]
+    before = [one.unet_multiplier for one in loras]
+    for one, weight in zip(loras, weights, strict=True):
+        one.unet_multiplier = weight
+    output = scene.model.run()[name]
+    for one, multiplier in zip(loras, before, strict=True):
+        one.unet_multiplier = multiplier
+    return output
+
+
+@pytest.mark.parametrize("which", [("fox",), ("ink",), ("oak",), ("fox", "ink"), ("fox", "ink", "oak")])
+@pytest.mark.parametrize("unconditional", [(0, 0), (1, 0.5), (0.3, 1)])
+def test_what_depends_on_the_weight_is_what_the_host_makes_of_each_side(
+    scene: Scene, which: tuple[str, ...], unconditional: tuple[float, float]
+) -> None:
+    """DoRA changes what the LoRAs before it have left, so the sides differ by more than a dW of each."""
+    name = ATTENTION[0]
+    layer = scene.model.named[name]
+    for one in which:
+        network = getattr(scene, one)
+        magnitude = torch.linspace(1.0, 3.0, SIZE)
+        network.modules[name] = DoraModule(network.modules[name], magnitude)
+    expected = [own_outputs(scene, name, fox, ink * 0.7, 1.0) for fox, ink in ((1.0, 0.6), unconditional)]
+    seam = scene.seam()
+    with seam.withheld([CANONICAL[name]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 0.6), unconditional)})
+        seam.branches.rows.tell(2, ((1, 2),))
+        if scene.model.functional:
+            output = scene.networks.network_forward(layer, scene.model.probe, lambda one, given: one(given))
+        else:
+            scene.networks.network_apply_weights(layer)
+            output = layer(scene.model.probe)
+    for row in (0, 1):
+        torch.testing.assert_close(output[row], expected[row][row])
+    assert (expected[0][1] - expected[1][1]).abs().max() > 1e-2
 
 
 def test_the_delta_of_a_branch_is_formed_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from klora.hosts.a1111.merging import adds_the_same
 from klora.hosts.a1111.multiplier import scored_multiplier
 from klora.hosts.a1111.reading import mark_of
 from klora.planning import content_hash
-
-#: Network modules whose dW is made of their own tensors alone.
-_OF_THEIR_OWN = frozenset(
-    {"NetworkModuleLora", "NetworkModuleHada", "NetworkModuleLokr", "NetworkModuleFull"}
-)
 
 
 def networks_key(pair: Iterable[Any], contested: Iterable[str]) -> Sequence[object] | None:
@@ -25,13 +21,9 @@ def networks_key(pair: Iterable[Any], contested: Iterable[str]) -> Sequence[obje
     pair, contested = tuple(pair), tuple(contested)
     marks = [mark_of(network) for network in pair]
     modules = [network.modules[name] for network in pair for name in contested]
-    if None in marks or not all(map(_is_of_its_own, modules)):
+    if None in marks or not all(map(adds_the_same, modules)):
         return None
     return [
         (content_hash(network.network_on_disk.filename), mark, scored_multiplier(network), network.dyn_dim)
         for network, mark in zip(pair, marks, strict=True)
     ]
-
-
-def _is_of_its_own(module: Any) -> bool:
-    return type(module).__name__ in _OF_THEIR_OWN and getattr(module, "dora_scale", None) is None

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from klora.files.canonical import in_forward_order, is_attention
 from klora.files.native import host_layer_to_canonical
 from klora.hosts.a1111.lasting import networks_key
+from klora.hosts.a1111.merging import adds_the_same, merged, updown
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
 from klora.hosts.a1111.reading import mark_of
-from klora.hosts.common.checks import does_not_fit, loaded_family
+from klora.hosts.common.checks import loaded_family
 from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta, Term
 from klora.weights.file_forms import fitted, form_of
-from klora.weights.forms import LowRank
+from klora.weights.forms import LowRank, Whole
 
 #: Network modules whose effect is no dW that two LoRAs could be weighed by.
 _NOT_CONTESTED = frozenset({"NetworkModuleNorm", "NetworkModuleIa3", "NetworkModuleOFT"})
@@ -92,18 +93,9 @@ class A1111Seam:
 
     def _updown(self, network: Any, layer: str) -> tuple[Tensor, Tensor | None]:
         """(dW, change of the bias) as the host would add them to the clean weight."""
-        module = network.modules[self._host_names[layer]]
-        weight = self._clean_weight(module.sd_module)
-        name = network.network_on_disk.name
-        try:
-            with torch.no_grad():
-                delta, bias = module.calc_updown(weight)
-        except RuntimeError as error:
-            raise does_not_fit(name, layer, str(error)) from error  # the host would skip it without a word
-        # An inpainting checkpoint's first convolution has five more input channels, which the host pads.
-        if delta.shape != weight.shape and weight.shape[1:2] != (9,):
-            raise does_not_fit(name, layer, f"{list(delta.shape)} instead of {list(weight.shape)}")
-        return delta, bias
+        host_name = self._host_names[layer]
+        weight = self._clean_weight(network.modules[host_name].sd_module)
+        return updown(network, host_name, weight, layer)
 
     def _clean_weight(self, layer: nn.Module) -> Tensor:
         weight = getattr(layer, "fp16_weight", None)  # fp8 storage with the host's cache of fp16 weights
@@ -198,19 +190,56 @@ class A1111Seam:
 
     def _branch(self, layer: str, shares: LayerShares) -> None:
         host_name = self._host_names[layer]
-        modules = [network.modules.get(host_name) for network in self._cast]
-        terms = [
-            self._term(place, layer, difference)
-            for place, (module, difference) in enumerate(zip(modules, shares.difference, strict=True))
-            if difference and module is not None and _is_contestable(module)
+        target = self._target(host_name)
+        if not isinstance(target, nn.Linear | nn.Conv2d):
+            return
+        terms = self._terms(layer, shares)
+        self.branches.put(target, layer, terms)
+        if terms:
+            self._branched[layer] = shares
+        else:
+            self._branched.pop(layer, None)
+
+    def _target(self, host_name: str) -> Any:
+        return next(one.modules[host_name].sd_module for one in self._cast if host_name in one.modules)
+
+    def _terms(self, layer: str, shares: LayerShares) -> Sequence[Term]:
+        host_name = self._host_names[layer]
+        differing = [
+            (place, difference)
+            for place, difference in enumerate(shares.difference)
+            if difference and host_name in self._cast[place].modules
         ]
-        target = next((module.sd_module for module in modules if module is not None), None)
-        if isinstance(target, nn.Linear | nn.Conv2d):
-            self.branches.put(target, layer, terms)
-            if terms:
-                self._branched[layer] = shares
-            else:
-                self._branched.pop(layer, None)
+        if differing and not self._is_sum(host_name):
+            return [(1.0, self._between(layer, shares))]
+        return [self._term(place, layer, difference) for place, difference in differing]
+
+    def _is_sum(self, host_name: str) -> bool:
+        """Whether what the host makes of the layer is a sum of one dW of each network."""
+        modules = (one.modules.get(host_name) for one in self._networks.loaded_networks)
+        return self._is_functional or all(module is None or adds_the_same(module) for module in modules)
+
+    @property
+    def _is_functional(self) -> bool:
+        """Whether each forward goes through the factors; the host leaves out DoRA's magnitudes there."""
+        return bool(self._networks.shared.opts.lora_functional)
+
+    def _between(self, layer: str, shares: LayerShares) -> RowDelta:
+        """From what the host merges for the conditional rows to what it would merge for the others."""
+        assert shares.unconditional is not None, "the rows differ"
+        (one, bias), (other, other_bias) = (
+            self._merged(layer, of_rows) for of_rows in (shares.unconditional, shares.conditional)
+        )
+        if bias is not None or other_bias is not None:
+            zero = one.new_zeros(one.shape[0])
+            bias = (zero if bias is None else bias) - (zero if other_bias is None else other_bias)
+        return RowDelta(Whole(one - other), bias)
+
+    def _merged(self, layer: str, shares: tuple[float, ...]) -> tuple[Tensor, Tensor | None]:
+        host_name = self._host_names[layer]
+        by_identity = {id(one): share for one, share in zip(self._cast, shares, strict=True)}
+        loaded = [(one, by_identity.get(id(one), 1.0)) for one in self._networks.loaded_networks]
+        return merged(loaded, host_name, self._clean_weight(self._target(host_name)), layer)
 
     def _term(self, place: int, layer: str, difference: float) -> Term:
         network, kept = self._cast[place], self._row_deltas.get((place, layer))
@@ -222,7 +251,7 @@ class A1111Seam:
 
     def _read(self, place: int, layer: str) -> RowDelta:
         module = self._cast[place].modules[self._host_names[layer]]
-        if not _is_plain(module):
+        if not _is_plain(module, self._is_functional):
             return self._formed(place, layer)
         scale = module.calc_scale() * module.multiplier()
         up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
@@ -250,13 +279,13 @@ def _is_contestable(module: Any) -> bool:
     return type(module).__name__ not in _NOT_CONTESTED and isinstance(module.sd_module, nn.Linear | nn.Conv2d)
 
 
-def _is_plain(module: Any) -> bool:
+def _is_plain(module: Any, is_functional: bool) -> bool:
     """Whether dW is the product of two matrices of the module and nothing else."""
     return (
         type(module).__name__ == "NetworkModuleLora"
         and all(hasattr(module, name) for name in ("up_model", "down_model", "calc_scale"))
         and getattr(module, "mid_model", None) is None
-        and getattr(module, "dora_scale", None) is None
+        and (is_functional or getattr(module, "dora_scale", None) is None)
         and getattr(module, "bias", None) is None
         and module.network.dyn_dim is None
     )

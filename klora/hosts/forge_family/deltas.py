@@ -9,6 +9,7 @@ from torch import Tensor
 
 from klora.files.layer import take_rows
 from klora.hosts.common.checks import does_not_fit
+from klora.hosts.forge_family.cast_patches import MemberShares
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ChangedLayer
 
@@ -31,6 +32,21 @@ class Deltas:
         if whole is None or weight != layer.weight:  # q, k and v of one fused weight follow each other
             whole = self._whole(place, layer, layer.weight)
             self._last[place] = (layer.weight, whole)
+        return _rows(whole, layer)
+
+    @torch.inference_mode()
+    def of_all(self, layer: ChangedLayer, shares: MemberShares) -> Tensor:
+        """The weight of the layer with everything merged, the cast by these shares, each on what those before
+        it have left. Raises `LoraFileError` if one does not fit.
+        """
+        assert layer.weight is not None, "only a matrix is merged"
+        base = self._denoiser.base(layer.weight, is_needed=True)
+        try:
+            whole = self._denoiser.merged(
+                self._denoiser.patches.weighted(shares, layer.weight), base, layer.weight
+            )
+        except RuntimeError as error:
+            raise does_not_fit(", ".join(self._names), layer.view.name, str(error)) from error
         return _rows(whole, layer)
 
     def of_bias(self, place: int, layer: ChangedLayer) -> Tensor | None:

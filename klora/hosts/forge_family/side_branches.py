@@ -17,7 +17,7 @@ from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ChangedLayer
 from klora.hosts.forge_family.reading import state_of
 from klora.schedule import LayerShares
-from klora.weights.branch import Branches, Layer, RowDelta
+from klora.weights.branch import Branches, Layer, RowDelta, Term
 from klora.weights.file_forms import fitted, form_of
 from klora.weights.forms import Form, Whole
 
@@ -48,17 +48,42 @@ class SideBranches:
         Norms and other layers without a matrix are the same for all rows.
         """
         name = layer.view.name
-        terms = [
-            (difference, self._row_delta(place, layer))
-            for place, difference in enumerate(shares.difference)
-            if difference and place in layer.needs_base and layer.weight is not None
-        ]
+        terms = [] if layer.weight is None else self._terms(layer, layer.weight, shares)
         if not terms and name not in self._in_use:
             return
         # Some of the hosts' linears are no nn.Linear, but all are called like one.
         module = cast("Layer", self._denoiser.unet.model.get_submodule(layer.module))
         self._branches.put(module, name, terms)
         (self._in_use.add if terms else self._in_use.discard)(name)
+
+    def _terms(self, layer: ChangedLayer, weight: str, shares: LayerShares) -> Sequence[Term]:
+        differing = [
+            (place, difference)
+            for place, difference in enumerate(shares.difference)
+            if difference and place in layer.needs_base
+        ]
+        if differing and any(layer.needs_base.values()):
+            return [(1.0, self._between(layer, weight, shares))]
+        return [(difference, self._row_delta(place, layer)) for place, difference in differing]
+
+    @torch.inference_mode()
+    def _between(self, layer: ChangedLayer, weight: str, shares: LayerShares) -> RowDelta:
+        """From what the host makes of the layer for the conditional rows to that for the unconditional ones.
+
+        Where a LoRA's change depends on the weight, as DoRA's does, it is another where the others have
+        other shares: there is no dW of its own that could be added.
+        """
+        assert shares.unconditional is not None, "the rows differ"
+        one = self._deltas.of_all(layer, shares.unconditional)
+        other = self._deltas.of_all(layer, shares.conditional)
+        biases = [
+            difference * bias
+            for place, difference in enumerate(shares.difference)
+            if difference and (bias := self._deltas.of_bias(place, layer)) is not None
+        ]
+        storage = self._denoiser.unet.offload_device
+        delta = Whole(one - other).to(storage, _dtype_to_keep(self._denoiser.clean(weight)))
+        return RowDelta(delta, torch.stack(biases).sum(0).to(storage) if biases else None, layer.rows)
 
     def tell_rows(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         """Before a forward of the denoiser with these arguments: which of its rows are unconditional.
