@@ -95,7 +95,7 @@ class FakeModel(nn.Module):
     def __init__(self, networks: Any, names: tuple[str, ...] = IN_FORWARD_ORDER) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.networks = networks
+        self.networks, self.functional = networks, False
         self.named = {}
         for name in names:
             layer = nn.Linear(SIZE, SIZE, bias=False)
@@ -105,15 +105,6 @@ class FakeModel(nn.Module):
         self.clean = {name: layer.weight.detach().clone() for name, layer in self.named.items()}
         self.layers = nn.ModuleList(self.named.values())
         self.probe = torch.randn(2, SIZE, generator=generator)
-
-    @property
-    def functional(self) -> bool:
-        """The host's option, by which LoRAs apply in each forward."""
-        return bool(self.networks.shared.opts.lora_functional)
-
-    @functional.setter
-    def functional(self, is_on: bool) -> None:
-        self.networks.shared.opts.lora_functional = is_on
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
         """As the host's UNet, which extensions hook; the fake denoiser's batch is the probe."""

@@ -60,7 +60,7 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     networks = ModuleType("networks")
     install(networks)
     model = FakeModel(networks)
-    model.functional = request.param == "functional"
+    networks.shared.opts.lora_functional = model.functional = request.param == "functional"
     loras = [make_network(name, model, seed=at + 1) for at, name in enumerate(("fox", "ink", "oak"))]
     loras[1].unet_multiplier = loras[1].te_multiplier = 0.7
     networks.loaded_networks = list(loras)

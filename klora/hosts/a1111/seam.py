@@ -222,7 +222,8 @@ class A1111Seam:
     @property
     def _is_functional(self) -> bool:
         """Whether each forward goes through the factors; the host leaves out DoRA's magnitudes there."""
-        return bool(self._networks.shared.opts.lora_functional)
+        options = getattr(getattr(self._networks, "shared", None), "opts", None)
+        return bool(getattr(options, "lora_functional", False))
 
     def _between(self, layer: str, shares: LayerShares) -> RowDelta:
         """From what the host merges for the conditional rows to what it would merge for the others."""
