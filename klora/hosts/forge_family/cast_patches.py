@@ -38,6 +38,11 @@ class CastPatches:
         own = self._owns[place].get(name, ())
         return [patch for patch in self._patches.get(name, ()) if _is_in(patch, own)]
 
+    def others(self, name: str) -> list[Patch]:
+        """The patches of a parameter that no file of the cast put there."""
+        owns = [own.get(name, ()) for own in self._owns]
+        return [one for one in self._patches.get(name, ()) if not any(_is_in(one, own) for own in owns)]
+
     def weighted(self, shares: MemberShares, name: str) -> list[Patch]:
         """The patches of a parameter in the host's order, those of the cast by their shares.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from klora.hosts.forge_family.cast_patches import CastPatches, MemberShares
 from klora.hosts.forge_family.compiled import refuse_compiled
+from klora.hosts.forge_family.dependence import Dependence
 from klora.hosts.forge_family.parameters import ExchangedParameters
 from klora.hosts.forge_family.regions import Region, assembled
 from klora.hosts.forge_family.storage import from_four_bits, refuse_quantised, shape_of
@@ -24,6 +25,7 @@ class PatchedDenoiser(ABC):
         self.unet = unet
         self.patches = patches
         self.exchanged = ExchangedParameters(unet.model, unet.offload_device)
+        self._dependence = Dependence(self._added_twice)
 
     # --- What the host knows --------------------------------------------------------------------------
 
@@ -111,6 +113,14 @@ class PatchedDenoiser(ABC):
         if is_needed:
             return self.unpacked(from_four_bits(clean)).to(device, torch.float32)
         return torch.zeros(shape_of(clean), device=device)
+
+    def is_sum_of_others(self, name: str) -> bool:
+        """Whether what is not the cast's adds the same to a parameter whatever the cast makes of it."""
+        return not any(self._dependence.of(patch, name) for patch in self.patches.others(name))
+
+    def _added_twice(self, patch: Patch, name: str) -> tuple[Tensor, Tensor]:
+        base = self.base(name, is_needed=True)
+        return self.added(patch, name), self.merged([patch], base, name) - base
 
     def added(self, patch: Patch, name: str) -> Tensor:
         """What a patch alone makes of a parameter of zeros, in fp32."""

@@ -62,7 +62,7 @@ class SideBranches:
             for place, difference in enumerate(shares.difference)
             if difference and place in layer.needs_base
         ]
-        if differing and any(layer.needs_base.values()):
+        if differing and (any(layer.needs_base.values()) or not self._denoiser.is_sum_of_others(weight)):
             return [(1.0, self._between(layer, weight, shares))]
         return [(difference, self._row_delta(place, layer)) for place, difference in differing]
 

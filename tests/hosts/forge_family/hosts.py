@@ -64,7 +64,13 @@ class Merging:
             up, down, alpha = numbers[:3]
             scale = 1.0 if alpha is None else alpha / down.shape[0]
             product = torch.mm(up.flatten(1).to(target.dtype), down.flatten(1).to(target.dtype))
-            target += ((strength * scale) * product.reshape(target.shape)).to(target.dtype)
+            product = product.reshape(target.shape)
+            if numbers[4] is None:
+                target += ((strength * scale) * product).to(target.dtype)
+                continue
+            turned = target + scale * product
+            lengths = turned.transpose(0, 1).flatten(1).norm(dim=1).reshape(numbers[4].shape)
+            target += strength * (turned * (numbers[4] / lengths) - target)
         return result if self.in_place else result.to(kept)
 
 
@@ -91,6 +97,7 @@ def read(tensors: Mapping[str, Tensor], *, adapters: bool) -> dict[Any, Any]:
                     tensors[f"{name}.{down}.weight"],
                     None if alpha is None else float(alpha),
                     None,
+                    tensors.get(f"{name}.dora_scale"),
                 )
                 found[target] = Adapter(weights) if adapters else ("lora", weights)
         if f"{name}.diff" in tensors:

@@ -171,9 +171,11 @@ def make_lora(
     leave_out: Sequence[str] = (),
     beside: bool = True,
     whole: Sequence[str] = (),
+    weighed: Sequence[str] = (),
 ) -> Lora:
     """A LoRA of all matrices but ``leave_out``; ``beside``: of a norm and a bias too. ``whole`` are those
-    that it has as they are and not as a product.
+    that it has as they are and not as a product, ``weighed`` those of which it sets the length of each
+    column, as DoRA does.
     """
     generator = torch.Generator().manual_seed(seed)
     lora = Lora(name, str(folder / f"{name}.safetensors"), {})
@@ -193,6 +195,9 @@ def make_lora(
         tensors[f"diffusion_model.{path}.lora_B.weight"] = up
         tensors[f"diffusion_model.{path}.lora_A.weight"] = down
         tensors[f"diffusion_model.{path}.alpha"] = torch.tensor(lora.alpha)
+        if path in weighed:
+            length = 1 + torch.rand(1, shape[1], *(1 for _ in kernel), generator=generator)
+            tensors[f"diffusion_model.{path}.dora_scale"] = length
     if beside:
         norm, bias = (torch.randn(WIDTH, generator=generator) for _ in range(2))
         lora.added[f"diffusion_model.{NORM}.weight"] = norm

@@ -175,6 +175,26 @@ def test_rows_where_a_lora_is_no_product(webui: FakeWebUI, tmp_path: Path) -> No
             torch.testing.assert_close(found[rows], wanted[rows], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("names", [("fox",), ("ink",), ("fox", "ink"), ("oak",), ("fox", "ink", "oak")])
+@pytest.mark.parametrize("rows", [(0.5, 0.0), (0.0, 0.0), (0.4, 1.0)])
+def test_rows_where_loras_do_not_add_up(
+    webui: FakeWebUI, tmp_path: Path, names: tuple[str, ...], rows: tuple[float, float]
+) -> None:
+    """DoRA changes what the LoRAs before it have left; each side is the host's own picture."""
+    given = batch(4)
+    for seed, name in enumerate(("fox", "ink", "oak")):
+        weighed = [CONV, f"{BLOCK}.attn1.to_v", FUSED] if name in names else []
+        make_lora(tmp_path, name, 11 + seed, weighed=weighed, beside=False)
+    own = [webui.own_picture(given, fox=fox, ink=ink, oak=0.7) for fox, ink in ((1.0, 0.8), rows)]
+    with sampling(webui, ("fox", "ink"), fox=1.0, ink=1.0, oak=0.7) as seam:
+        seam.apply(everywhere(seam, 1.0, 0.8, rows=rows))
+        found = webui.run(given, (0, 1))
+    for at in (0, 1):
+        half = slice(2 * at, 2 * at + 2)
+        torch.testing.assert_close(found[half], own[at][half], rtol=1e-4, atol=1e-4)
+    assert (own[0] - own[1]).abs().max() > 0.05
+
+
 def test_a_pass_of_the_engine(webui: FakeWebUI, loras: list[Lora], untouched: None) -> None:
     """From the settings to the weights: two moments, and at each what its plan says."""
     clean, given = webui.clean, batch()
