@@ -7,11 +7,12 @@ from klora.schedule.moment import Moment, evenly_spaced
 from klora.schedule.pattern import bonus
 from klora.schedule.plan import Plan
 from klora.schedule.position import Position
-from klora.schedule.shares import LayerShares, Shares
+from klora.schedule.shares import Expected, LayerShares, Shares
 from klora.schedule.window import ALWAYS, Span, Window
 
 __all__ = [
     "ALWAYS",
+    "Expected",
     "LayerShares",
     "Moment",
     "Plan",

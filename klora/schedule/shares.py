@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,16 @@ class LayerShares:
         if self.unconditional is None:
             return (0.0,) * len(self.conditional)
         return tuple(u - c for u, c in zip(self.unconditional, self.conditional, strict=True))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The shares of layers with which a pass is likely to begin, by name, and whether the conditional ones
+    last until its end.
+    """
+
+    shares: Mapping[str, LayerShares]
+    lasts: bool
 
 
 @dataclass(frozen=True, eq=False)

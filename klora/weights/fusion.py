@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from klora.planning import Cast, Planner, Progress, make_planner
-from klora.schedule import LayerShares, Moment, Plan, Shares
+from klora.schedule import Expected, Moment, Plan, Shares
 from klora.settings import Settings
 from klora.weights.seam import Seam
 
@@ -52,13 +52,17 @@ class Fusion:
             if place in decided or moving & layer.ranks.keys() or (planner.fixed[place] != 1).any()
         )
 
-    def expected(self, moment: Moment) -> dict[str, LayerShares]:
-        """The shares of `layers` at a moment, by name: what a host may merge ahead for the first step.
+    def expected(self, moments: Sequence[Moment]) -> Expected:
+        """What a host may merge ahead of a pass that is likely to have these moments.
 
         `at` decides all the same, whatever was expected.
         """
-        shares, layers = self.planner.shares(moment), self.planner.layers
-        return {layers[place].name: shares.of_layer(place) for place in self._controlled}
+        first, *later = [self.planner.shares(moment) for moment in moments]
+        layers = self.planner.layers
+        return Expected(
+            {layers[place].name: first.of_layer(place) for place in self._controlled},
+            lasts=all((shares.conditional == first.conditional).all() for shares in later),
+        )
 
     def plan_anew(self, progress: Progress = iter) -> None:
         """Score the pair again, after the seam has exchanged it for another of the same layers and ranks."""

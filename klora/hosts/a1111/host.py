@@ -16,7 +16,7 @@ from klora.hosts.common.block_weight import check_untouched
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
-from klora.schedule import LayerShares, noise_progress
+from klora.schedule import Expected, noise_progress
 from klora.weights import Seam
 
 
@@ -84,7 +84,7 @@ class A1111Host:
             "then press refresh in the Lora tab."
         )
 
-    def before_loading(self, p: Any, seam: Seam, expected: Mapping[str, LayerShares]) -> None:
+    def before_loading(self, p: Any, seam: Seam, expected: Expected) -> None:
         """Nothing: a layer is merged when it is called, so there is nothing to withhold any earlier."""
 
     def telling_rows(self, sampler: Any, seam: A1111Seam) -> AbstractContextManager[None]:

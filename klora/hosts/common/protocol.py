@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from klora.hosts.common.rewriting import RewrittenLora
-from klora.schedule import LayerShares
+from klora.schedule import Expected
 from klora.weights import Seam
 
 NOTHING_REWRITTEN: Mapping[str, RewrittenLora] = MappingProxyType({})
@@ -36,11 +36,11 @@ class WebUIHost(Protocol):
         """
         ...
 
-    def before_loading(self, p: Any, seam: Any, expected: Mapping[str, LayerShares]) -> None:
+    def before_loading(self, p: Any, seam: Any, expected: Expected) -> None:
         """The pass is planned with ``seam`` (this host's own), and its weights are not yet loaded.
 
         Where LoRAs are merged at that moment, an adapter sees to it that the cast is not, in the layers of
-        ``expected``, or only by these shares, with which the pass is likely to begin.
+        ``expected``, or only by these shares.
         """
         ...
 

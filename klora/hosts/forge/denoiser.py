@@ -34,6 +34,8 @@ _BY_ROWS = "K-LoRA by rows"
 class ForgeDenoiser(PatchedDenoiser):
     """A denoiser with a table of patches by file and a loader that merges them."""
 
+    tells_of_loading = True
+
     def __init__(self, unet: Any, paths: Sequence[str]) -> None:
         table = tables.whole(unet.lora_patches)
         online, cast = tables.online(unet, table), tables.of_files(table, *paths)

@@ -65,6 +65,13 @@ class CastPatches:
                 return share
         return 1.0
 
+    def numbers(self) -> str:
+        """A digest of the numbers in all patches, the cast's and others, by parameter."""
+        every = (
+            f"{name} {[tuple(numbers_of(patch)) for patch in self._patches[name]]}" for name in self._patches
+        )
+        return _digest(list(every))
+
     def strengths(self, place: int) -> Hashable:
         """How strong a file is applied, also where another extension changed it layer by layer.
 

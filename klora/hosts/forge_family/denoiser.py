@@ -21,6 +21,9 @@ from klora.hosts.forge_family.strength import Patch
 class PatchedDenoiser(ABC):
     """The denoiser of the host's patcher ``unet``, with patches of a cast's files among others."""
 
+    #: Whether `was_loaded` hears of every loading, so that shares which were merged ahead may change.
+    tells_of_loading = False
+
     def __init__(self, unet: Any, patches: CastPatches) -> None:
         self.unet = unet
         self.patches = patches

@@ -16,7 +16,7 @@ from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.reading import read_again
 from klora.hosts.forge_family.seam import Checkpoint, FamilySeam
-from klora.schedule import LayerShares, noise_progress
+from klora.schedule import Expected, noise_progress
 
 #: Where the seam of a job's latest pass hangs on ``p``, because the host tells of a refiner by ``p`` alone.
 _SEAM = "klora_forge_family_seam"
@@ -92,7 +92,7 @@ class FamilyHost(ABC):
             )
         return known.path
 
-    def before_loading(self, p: Any, seam: FamilySeam, expected: Mapping[str, LayerShares]) -> None:
+    def before_loading(self, p: Any, seam: FamilySeam, expected: Expected) -> None:
         """The host merges when it loads the denoiser: show it the cast as ``expected``, or none of it."""
         p.sd_model.forge_objects.unet = seam.expecting(expected)
 

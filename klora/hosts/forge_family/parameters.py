@@ -34,6 +34,11 @@ class ExchangedParameters:
         replaced = self._replaced.get(name)
         return self.current(name) if replaced is None else replaced
 
+    def is_lost(self, name: str) -> bool:
+        """Whether the host has put a parameter of its own in the place of what `put` gave the model."""
+        ours = self._ours.get(name)
+        return ours is not None and self.current(name) is not ours()
+
     def put(self, name: str, value: Tensor) -> None:
         """Give the model a new Parameter."""
         if name not in self._replaced:
@@ -43,7 +48,7 @@ class ExchangedParameters:
 
     def restore_where_untouched(self) -> None:
         """The host has loaded the model afresh: give back what it did not replace by its own."""
-        for name in [name for name, ours in self._ours.items() if self.current(name) is not ours()]:
+        for name in [name for name in self._ours if self.is_lost(name)]:
             del self._replaced[name]
         self.restore()
 

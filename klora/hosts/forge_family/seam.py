@@ -29,7 +29,7 @@ from klora.hosts.forge_family.regions import Region, Regions
 from klora.hosts.forge_family.side_branches import SideBranches
 from klora.hosts.forge_family.storage import shape_of
 from klora.planning import LayerView, content_hash, delta_digest
-from klora.schedule import LayerShares
+from klora.schedule import Expected, LayerShares
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,24 @@ class FamilySeam:
 
     # --- Withholding and applying -----------------------------------------------------------------------
 
-    def expecting(self, shares: Mapping[str, LayerShares]) -> Any:
+    def expecting(self, expected: Expected) -> Any:
         """The patcher that the host is to load for a pass in which the shares of these layers are set here.
 
-        It is likely to begin with ``shares``: where a whole parameter has the same, the host may merge by
-        them, and finds it merged for the next picture of the same pair. Raises `HostError` if a weight is in
-        a storage that is neither exchanged nor left in place.
+        Where a whole parameter has the same expected shares, the host may merge by them, and finds it merged
+        for the next picture of the same pair; some hosts only what ``lasts``. Raises `HostError` if a weight
+        is in a storage that is neither exchanged nor left in place.
         """
-        regions, found = Regions(self._layers, len(self.names), shares), dict[str, Sequence[Region]]()
+        self._expected = {}
+        if expected.lasts or self._denoiser.tells_of_loading:
+            self._expected = dict(self._to_merge(expected.shares))
+        return self._without(expected.shares)
+
+    def _to_merge(self, shares: Mapping[str, LayerShares]) -> Iterator[tuple[str, Sequence[Region]]]:
+        regions = Regions(self._layers, len(self.names), shares)
         for name in regions.of_layers(shares):
             parts = self._regions_of(name, regions)
             if len(parts) == 1 and not self._denoiser.is_on_the_fly(name):
-                found[name] = parts
-        self._expected = found
-        return self._without(shares)
+                yield name, parts
 
     def _without(self, layers: Iterable[str]) -> Any:
         parameters = self._regions.of_layers(layers)

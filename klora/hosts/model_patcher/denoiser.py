@@ -1,8 +1,10 @@
 """Forge Neo and reForge: a patcher merges all its patches into the weights when it is loaded for a pass.
 
-So the denoiser is loaded through a clone that has no patches at all on the parameters that are controlled;
-whatever the host unloads and reloads, it finds nothing to merge there. Where the host applies patches on the
-fly, it calls a function of ours for the layer instead, which knows the shares.
+So the denoiser is loaded through a clone that has no patches at all on the parameters that are controlled, or
+those by the shares of the whole pass; whatever the host unloads and reloads, it finds nothing else to merge
+there. The host tells patchers with other patches by a mark, and leaves what it has merged in place for the
+next of the same mark. Where the host applies patches on the fly, it calls a function of ours for the layer
+instead, which knows the shares.
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ from klora.hosts.model_patcher.checks import refuse
 
 #: The host's function: (patches, weight, name, computation dtype) -> the weight, merged in place.
 Merge = Callable[..., Tensor]
+
+
+#: Where the host notes on the model by which mark it is patched.
+_NOTED = "current_weight_patches_uuid"
+#: Of which the marks of our patchers are made.
+_MARKS = uuid.UUID("6f1c2a3e-8b0d-4c55-9a43-2f4be1d0c7a9")
 
 
 class OnTheFly:
@@ -64,6 +72,8 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         self._merger = _merger(unet)
         self._functions = {name: OnTheFly(self._merging(name)) for name in on_the_fly & touched}
         self._is_new = True
+        self._shown: uuid.UUID | None = None
+        self._ahead: Mapping[str, MemberShares] = {}
 
     def _merging(self, name: str) -> Callable[[MemberShares, Tensor], Tensor]:
         def merged(shares: MemberShares, weight: Tensor) -> Tensor:
@@ -96,16 +106,39 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         return self.exchanged.current(name)
 
     def without(self, parameters: Sequence[str], merged: Mapping[str, MemberShares], state: Hashable) -> Any:
-        """A new patcher like the host's, but without any patch on the parameters."""
-        del merged, state  # a new patcher is loaded anew in any case
+        """A new patcher like the host's, with no other patches on the parameters than those of the shares."""
         clone = self.unet.clone()
         for name in parameters:
             clone.patches.pop(name, None)
             wrappers.remove_patches(clone, name)
             if name in self._functions:
                 clone.add_weight_wrapper(name, self._functions[name])
-        clone.patches_uuid = uuid.uuid4()
+        for name, shares in merged.items():
+            clone.patches[name] = self.patches.weighted(shares, name)
+        self._ahead = merged
+        self._shown = clone.patches_uuid = self._mark(parameters, merged, state)
         return clone
+
+    def _mark(
+        self, parameters: Sequence[str], merged: Mapping[str, MemberShares], state: Hashable
+    ) -> uuid.UUID:
+        """The same for the same patches on the same patcher; of its own where functions are to be put in."""
+        if self._functions:
+            return uuid.uuid4()
+        # Another extension may have changed strengths in place, under the host's own mark.
+        patches = (self.unet.patches_uuid, self.patches.numbers(), state)
+        told = (*patches, sorted(parameters), sorted(merged.items()))
+        return uuid.uuid5(_MARKS, repr(told))
+
+    def has_merged(self) -> bool:
+        """Whether the model does what the patcher of `without` asks for: it notes the mark.
+
+        Where not all of a model is on the device, the host applies what it has not merged in each forward,
+        also for a patcher that another extension has made of ours.
+        """
+        model = self.unet.model
+        is_ours = self._shown is not None and getattr(model, _NOTED, None) == self._shown
+        return bool(self._ahead) and (is_ours or getattr(model, "model_lowvram", False))
 
     def is_on_the_fly(self, name: str) -> bool:
         """Whether the host was given a function of ours for it."""
@@ -125,9 +158,15 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         self._is_new = False
 
     def was_loaded(self) -> bool:
-        """Once, for a refiner. A model that is unloaded and loaded in between keeps its parameters."""
+        """Once for a refiner, and where the host has merged anew what it had merged ahead.
+
+        Any other parameter is kept where a model is unloaded and loaded in between.
+        """
         was_new, self._is_new = self._is_new, False
-        return was_new
+        if not any(map(self.exchanged.is_lost, self._ahead)):
+            return was_new
+        self.exchanged.restore_where_untouched()
+        return True
 
     def give_back(self) -> None:
         """All parameters; not to a model that the host has taken apart, as reForge does for a refiner."""

@@ -258,7 +258,7 @@ class Patcher:
 
     def load(self) -> None:
         """Merge what is to be merged, and give the layers the functions that they call in each forward."""
-        if getattr(self.model, "loaded", None) == self.patches_uuid:
+        if getattr(self.model, "current_weight_patches_uuid", None) == self.patches_uuid:
             return
         for name, kept in self.backup.items():
             put(self.model, name, kept.weight)
@@ -273,7 +273,7 @@ class Patcher:
                 self.patch_weight_to_device(name)
         for name, functions in self.weight_wrapper_patches.items():
             self._extend(name, functions)
-        self.model.loaded = self.patches_uuid
+        self.model.current_weight_patches_uuid = self.patches_uuid
 
     def _is_on_the_fly(self, name: str) -> bool:
         return False

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from klora.hosts.forge_family.seam import FamilySeam
-from klora.schedule import LayerShares
+from klora.schedule import Expected, LayerShares
 from tests.hosts.forge_family.hosts import FakeWebUI
 from tests.hosts.forge_family.model import Wanted
 
@@ -17,18 +17,20 @@ def sampling(
     names: Sequence[str],
     layers: Sequence[str] | None = None,
     expected: float = 1.0,
+    lasts: bool = True,
     **weights: float,
 ) -> Iterator[FamilySeam]:
     """A pass in which the shares of ``layers`` are set, of all by default; the host has loaded the model.
 
-    ``expected`` is the share of every LoRA with which the pass is thought to begin.
+    ``expected`` is the share of every LoRA with which the pass is thought to begin, and, if it ``lasts``, to
+    end.
     """
     p = webui.job(**(weights or dict.fromkeys(names, 1.0)))
     webui.adapter.after_activation(p, names)
     seam = webui.adapter.seam(p, names)
     held = [view.name for view in seam.layers()] if layers is None else layers
     told = everywhere(seam, *(expected for _ in names))
-    webui.adapter.before_loading(p, seam, {name: told[name] for name in held})
+    webui.adapter.before_loading(p, seam, Expected({name: told[name] for name in held}, lasts))
     webui.load()
     with seam.withheld(held), webui.adapter.telling_rows(None, seam):
         yield seam

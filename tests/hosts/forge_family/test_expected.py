@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from klora.hosts.forge_family import reading
-from tests.hosts.forge_family.hosts import ERSATZ, FORGE, FakeWebUI, Kind
+from klora.schedule import Expected
+from tests.hosts.forge_family.hosts import ERSATZ, FORGE, NEO, NEWER, REFORGE, FakeWebUI, Kind
 from tests.hosts.forge_family.model import (
+    BLOCK,
     CANONICAL,
     FUSED,
     IN_FORWARD_ORDER,
@@ -27,7 +29,14 @@ BOTH = ("fox", "ink")
 SHARES = st.sampled_from([0.0, 0.4, 1.0, 1.7])
 
 #: The hosts that merge ahead.
-ahead = pytest.mark.parametrize("kind", [Kind(FORGE), Kind(ERSATZ)], ids=str)
+TABLES, PATCHERS = (FORGE, ERSATZ), (NEO, NEWER, REFORGE)
+
+
+def of_hosts(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("kind", list(map(Kind, names)), ids=str)
+
+
+ahead = of_hosts(*TABLES, *PATCHERS)
 
 
 def close(webui: FakeWebUI, loras: list[Lora], wanted: dict[str, Any]) -> None:
@@ -84,7 +93,7 @@ def test_another_weight_of_the_prompt_is_merged_anew(webui: FakeWebUI, loras: li
             close(webui, loras, {"fox": 1.0, "ink": weight})
 
 
-@ahead
+@of_hosts(*TABLES)
 def test_weights_of_blocks_that_another_extension_changed_are_merged_anew(
     webui: FakeWebUI, loras: list[Lora]
 ) -> None:
@@ -113,14 +122,62 @@ def test_a_file_that_was_replaced_is_merged_anew(webui: FakeWebUI, loras: list[L
         close(webui, [other, loras[1]], dict.fromkeys(BOTH, 1.0))
 
 
-@ahead
+@of_hosts(*PATCHERS)
+@pytest.mark.parametrize("whose", ["fox", "oak"])
+def test_strengths_that_another_extension_changed_in_place_are_merged_anew(
+    webui: FakeWebUI, loras: list[Lora], whose: str
+) -> None:
+    """Under the host's own mark, of a LoRA of the pair or of a third."""
+    path = f"{BLOCK}.attn1.to_v"
+    for strength in (1.0, 0.25, 1.0):
+        p = webui.job(fox=1.0, ink=1.0, oak=1.0)
+        patches = p.sd_model.forge_objects.unet.patches[f"diffusion_model.{path}.weight"]
+        at = ["fox", "ink", "oak"].index(whose)
+        patches[at] = (strength, *patches[at][1:])
+        with sampling(webui, BOTH, fox=1.0, ink=1.0, oak=1.0) as seam:
+            seam.apply(everywhere(seam, 1.0, 1.0))
+            given_ = batch()
+            wanted: dict[str, Any] = {"fox": 1.0, "ink": 1.0, "oak": 1.0}
+            wanted[whose] = dict.fromkeys(CANONICAL[path], strength)
+            torch.testing.assert_close(
+                webui.run(given_), expected(webui.clean, loras, wanted, given_), rtol=1e-4, atol=1e-4
+            )
+
+
+@of_hosts(*PATCHERS)
+def test_what_does_not_last_is_left_to_the_pass(webui: FakeWebUI, loras: list[Lora]) -> None:
+    """These hosts do not tell of loading: what they merged once they would merge again unseen."""
+    with sampling(webui, BOTH, expected=0.4, lasts=False) as seam:
+        assert not seam._denoiser.has_merged()
+        seam.apply(everywhere(seam, 0.4, 0.4))
+        close(webui, loras, dict.fromkeys(BOTH, 0.4))
+
+
+@of_hosts(*PATCHERS)
+@pytest.mark.parametrize("expected_share", [0.4, 1.0])
+def test_a_model_that_is_loaded_anew_in_the_middle_of_a_pass(
+    webui: FakeWebUI, loras: list[Lora], expected_share: float
+) -> None:
+    """The host merges what it was shown again, over what the pass has put there since."""
+    with sampling(webui, BOTH, expected=expected_share) as seam:
+        seam.apply(everywhere(seam, 0.4, 1.7))
+        close(webui, loras, {"fox": 0.4, "ink": 1.7})
+        webui.model.current_weight_patches_uuid = None
+        webui.load()
+        close(webui, loras, {"fox": 0.4, "ink": 1.7})
+    webui.own_picture(batch())
+    after = webui.state()
+    assert all(torch.equal(value, after[name]) for name, value in webui.clean.items())
+
+
+@of_hosts(*TABLES)
 def test_a_patcher_that_another_extension_put_in_our_place(webui: FakeWebUI, loras: list[Lora]) -> None:
     """It shows the host its own table: nothing may be taken for merged."""
     p = webui.job(fox=1.0, ink=1.0)
     webui.adapter.after_activation(p, BOTH)
     seam = webui.adapter.seam(p, BOTH)
     shares = everywhere(seam, 0.4, 1.7)
-    webui.adapter.before_loading(p, seam, shares)
+    webui.adapter.before_loading(p, seam, Expected(shares, lasts=True))
     clone = p.sd_model.forge_objects.unet.clone()
     clone.lora_patches = {}
     p.sd_model.forge_objects.unet = clone

@@ -16,7 +16,7 @@ from klora.errors import HostError, KloraError, LoraFileError, PairError
 from klora.hosts.forge import ForgeHost
 from klora.hosts.model_patcher import ModelPatcherHost
 from klora.hosts.which import this_host
-from klora.schedule import LayerShares
+from klora.schedule import Expected, LayerShares
 from tests.hosts.forge_family.hosts import ERSATZ, FORGE, NEO, NEWER, REFORGE, FakeWebUI, Kind
 from tests.hosts.forge_family.model import (
     CANONICAL,
@@ -196,6 +196,11 @@ def test_rows_that_nobody_tells_are_refused_only_where_they_matter(
             webui.run(given, marks)
 
 
+def expecting(layer: str) -> Expected:
+    """Both LoRAs whole in one layer."""
+    return Expected({layer: LayerShares((1, 1))}, lasts=True)
+
+
 @plain
 def test_weights_in_whole_numbers_are_refused_when_they_are_to_change(webui: FakeWebUI) -> None:
     name = f"diffusion_model.{FUSED}"
@@ -204,9 +209,9 @@ def test_weights_in_whole_numbers_are_refused_when_they_are_to_change(webui: Fak
     p = webui.job(fox=1.0, ink=1.0)
     webui.adapter.after_activation(p, ("fox", "ink"))
     seam = webui.adapter.seam(p, ("fox", "ink"))
-    webui.adapter.before_loading(p, seam, {IN_FORWARD_ORDER[0]: LayerShares((1, 1))})
+    webui.adapter.before_loading(p, seam, expecting(IN_FORWARD_ORDER[0]))
     with pytest.raises(HostError, match=r"int8.*load it in fp16"):
-        webui.adapter.before_loading(p, seam, {CANONICAL[FUSED][0]: LayerShares((1, 1))})
+        webui.adapter.before_loading(p, seam, expecting(CANONICAL[FUSED][0]))
 
 
 @patchers

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family.seam import FamilySeam
+from klora.schedule import Expected
 from tests.hosts.forge_family.hosts import FakeWebUI
 from tests.hosts.forge_family.model import Lora, batch, expected, make_lora
 from tests.hosts.forge_family.passes import everywhere
@@ -41,7 +42,7 @@ def sampling(webui: FakeWebUI, lora: Lora | None, held: Sequence[str] | None = N
     seam = webui.adapter.seam(p, NAMES)
     layers = [view.name for view in seam.layers()] if held is None else held
     shares = {name: one for name, one in everywhere(seam, 1.0, 1.0).items() if name in layers}
-    webui.adapter.before_loading(p, seam, shares)
+    webui.adapter.before_loading(p, seam, Expected(shares, lasts=True))
     webui.load()
     with seam.withheld(layers), webui.adapter.telling_rows(None, seam):
         seam.apply(shares)

@@ -202,7 +202,7 @@ def test_a_pass_of_the_engine(webui: FakeWebUI, loras: list[Lora], untouched: No
     webui.adapter.after_activation(p, ("fox", "ink"))
     seam = webui.adapter.seam(p, ("fox", "ink"))
     fusion = prepare(seam, Cast.of_pair("fox", "ink"), Settings(rule="smooth", other_layers="fuse"))
-    webui.adapter.before_loading(p, seam, fusion.expected(Moment(0, 2)))
+    webui.adapter.before_loading(p, seam, fusion.expected([Moment(step, 2) for step in range(2)]))
     webui.load()
     moments = [Moment(step, 2) for step in range(2)]
     with fusion.sampling():
