@@ -57,11 +57,11 @@ class Fusion:
 
         `at` decides all the same, whatever was expected.
         """
-        first, *later = [self.planner.shares(moment) for moment in moments]
-        layers = self.planner.layers
+        every = map(self.planner.shares, moments)
+        first, layers = next(every), self.planner.layers
         return Expected(
             {layers[place].name: first.of_layer(place) for place in self._controlled},
-            lasts=all((shares.conditional == first.conditional).all() for shares in later),
+            lasts=all((shares.conditional == first.conditional).all() for shares in every),
         )
 
     def plan_anew(self, progress: Progress = iter) -> None:

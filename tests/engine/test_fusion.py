@@ -43,6 +43,21 @@ def test_only_layers_whose_shares_changed_are_applied() -> None:
     assert made.changed == 6 == sum(touched)
 
 
+@pytest.mark.parametrize("schedule", ["S", "off"])
+def test_what_a_pass_is_expected_to_begin_with_and_whether_it_lasts(schedule: str) -> None:
+    """With S, two layers flip over five steps, and none in the first two of them."""
+    settings = OFF.replace(rule="K-LoRA" if schedule == "S" else "steady", head_start=1.0)
+    made = prepare(FakeSeam(SCORES), PAIR, settings)
+    moments = [Moment(step, 5) for step in range(5)]
+    expected = made.expected(moments)
+    assert expected.shares == {
+        layer.name: made.planner.shares(moments[0]).of_layer(place)
+        for place, layer in enumerate(made.planner.layers)
+    }
+    assert expected.lasts == (schedule == "off")
+    assert made.expected(moments[:1]).lasts
+
+
 def test_calling_twice_in_a_step_changes_nothing() -> None:
     made = prepare(FakeSeam(SCORES), PAIR, OFF)
     with made.sampling():
