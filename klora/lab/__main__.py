@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="do this share of every training's steps, such as 0.002, to see in minutes that all stages run",
+        help="do this share of every training's steps, such as 0.002, to see that all stages run",
     )
     place = commands.add_parser("install", help="copy the model into a WebUI")
     place.add_argument("webui", type=Path, help="the WebUI's folder")

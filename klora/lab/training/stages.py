@@ -16,7 +16,7 @@ from klora.lab.judges import NAME as JUDGES
 from klora.lab.judges import judges_of
 from klora.lab.lora_files import steps_of
 from klora.lab.model import Model, build_autoencoder, build_denoiser
-from klora.lab.recipes import MET, RECIPES, STYLE
+from klora.lab.recipes import MET, RECIPES, STYLE, Recipe
 from klora.lab.sharing import shared
 from klora.lab.training import autoencoder, base, gates, judges, loras, text
 from klora.lab.training.loop import Plan
@@ -45,6 +45,12 @@ class Job:
     """Processes that share out the LoRAs in the stages ``loras`` and ``gates``."""
     share: float = 1.0
     """Of the steps of every training that are done; less than 1 is a rehearsal, which learns nothing."""
+
+    def factors(self, recipe: Recipe) -> tuple[float, ...]:
+        """How many times its steps a LoRA may be trained; a rehearsal waits for no gate."""
+        if self.share < 1:
+            return (1.0,)
+        return STYLE_TRAINED_LONGER if recipe.kind == STYLE else TRAINED_LONGER
 
     @property
     def loras(self) -> Path:
@@ -155,7 +161,7 @@ def train_lora(job: Job, name: str) -> str:
     A file that was trained longer than a factor asks for has missed its gate there: no need to see it again.
     """
     recipe, path = RECIPES[name], job.loras / f"{name}.safetensors"
-    for factor in STYLE_TRAINED_LONGER if recipe.kind == STYLE else TRAINED_LONGER:
+    for factor in job.factors(recipe):
         asked = loras.longer(recipe, job.share * factor)
         if steps_of(path) > asked.build.steps:
             continue
