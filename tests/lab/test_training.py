@@ -247,6 +247,11 @@ def test_a_rehearsal_touches_neither_the_weights_nor_the_training(
     assert "a --cache and an --out of its own" in capsys.readouterr().err
 
 
+def test_a_rehearsal_trains_a_lora_once_and_waits_for_no_gate(job: stages.Job) -> None:
+    assert [job.factors(recipe) for recipe in (BEAR, ENGRAVING)] == [(1.0, 1.5, 2.25), (1.0, 1.5)]
+    assert [replace(job, share=0.002).factors(recipe) for recipe in (BEAR, ENGRAVING)] == [(1.0,), (1.0,)]
+
+
 def test_a_plan_is_shortened_to_one_step_at_least() -> None:
     plan = Plan(steps=6000, rate=1e-3, warmup=7)
     assert [plan.shortened(share).steps for share in (1, 0.5, 0.002, 1e-9)] == [6000, 3000, 12, 1]
