@@ -194,3 +194,9 @@ def added_up(forms: Sequence[Form]) -> tuple[Form, ...]:
     if is_whole or sum(form.work for form in others) >= others[0].elements:
         return (Whole(torch.stack([form.matrix() for form in forms]).sum(0)),)
     return tuple(others)
+
+
+def dtype_to_keep(weight: Tensor) -> torch.dtype:
+    """Of a whole dW: the weight's, or half precision where the weight is stored in less."""
+    is_wide = weight.is_floating_point() and weight.element_size() > 1
+    return weight.dtype if is_wide else torch.float16

@@ -28,7 +28,7 @@ from klora.planning import LayerView, delta_digest
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, RowDelta, Term
 from klora.weights.file_forms import fitted, form_of
-from klora.weights.forms import LowRank, Whole
+from klora.weights.forms import LowRank, Whole, dtype_to_keep
 
 #: Network modules whose effect is no dW that two LoRAs could be weighed by.
 _NOT_CONTESTED = frozenset({"NetworkModuleNorm", "NetworkModuleIa3", "NetworkModuleOFT"})
@@ -234,7 +234,8 @@ class A1111Seam:
         if bias is not None or other_bias is not None:
             zero = one.new_zeros(one.shape[0])
             bias = (zero if bias is None else bias) - (zero if other_bias is None else other_bias)
-        return RowDelta(Whole(one - other), bias)
+        dtype = dtype_to_keep(self._clean_weight(self._target(self._host_names[layer])))
+        return RowDelta(Whole((one - other).to(dtype)), bias)
 
     def _merged(self, layer: str, shares: tuple[float, ...]) -> tuple[Tensor, Tensor | None]:
         host_name = self._host_names[layer]

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from klora.errors import HostError
 from klora.hosts.common.layers_on_disk import LayersOnDisk
@@ -19,7 +18,7 @@ from klora.hosts.forge_family.reading import state_of
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, Layer, RowDelta, Term
 from klora.weights.file_forms import fitted, form_of
-from klora.weights.forms import Form, Whole
+from klora.weights.forms import Form, Whole, dtype_to_keep
 
 #: How the host marks a piece of the batch that belongs to the unconditional pass.
 _UNCONDITIONAL = 1
@@ -82,7 +81,7 @@ class SideBranches:
             if difference and (bias := self._deltas.of_bias(place, layer)) is not None
         ]
         storage = self._denoiser.unet.offload_device
-        delta = Whole(one - other).to(storage, _dtype_to_keep(self._denoiser.clean(weight)))
+        delta = Whole(one - other).to(storage, dtype_to_keep(self._denoiser.clean(weight)))
         return RowDelta(delta, torch.stack(biases).sum(0).to(storage) if biases else None, layer.rows)
 
     def tell_rows(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
@@ -124,7 +123,7 @@ class SideBranches:
         form = fitted(self._form_in_file(place, layer), dense)
         if isinstance(form, Whole):
             assert layer.weight is not None, "it has a dW"
-            dtype = _dtype_to_keep(self._denoiser.clean(layer.weight))
+            dtype = dtype_to_keep(self._denoiser.clean(layer.weight))
         else:
             dtype = torch.float32
         bias = self._deltas.of_bias(place, layer)
@@ -146,9 +145,3 @@ class SideBranches:
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
         return kept
-
-
-def _dtype_to_keep(weight: Tensor) -> torch.dtype:
-    """Of a dense dW: the weight's, or half precision where the weight is stored in less."""
-    is_wide = weight.is_floating_point() and weight.element_size() > 1
-    return weight.dtype if is_wide else torch.float16
