@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,11 @@ class LayerShares:
 @dataclass(frozen=True)
 class Expected:
     """The shares of layers with which a pass is likely to begin, by name, and whether the conditional ones
-    last until its end.
+    last until its end, which takes the plan of all its moments: not every host asks.
     """
 
     shares: Mapping[str, LayerShares]
-    lasts: bool
+    lasts: Callable[[], bool]
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,11 +57,11 @@ class Fusion:
 
         `at` decides all the same, whatever was expected.
         """
-        every = map(self.planner.shares, moments)
-        first, layers = next(every), self.planner.layers
+        shares, layers = self.planner.shares, self.planner.layers
+        first = shares(moments[0])
         return Expected(
             {layers[place].name: first.of_layer(place) for place in self._controlled},
-            lasts=all((shares.conditional == first.conditional).all() for shares in every),
+            lasts=lambda: all((shares(one).conditional == first.conditional).all() for one in moments[1:]),
         )
 
     def plan_anew(self, progress: Progress = iter) -> None:

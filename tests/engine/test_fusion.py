@@ -54,8 +54,8 @@ def test_what_a_pass_is_expected_to_begin_with_and_whether_it_lasts(schedule: st
         layer.name: made.planner.shares(moments[0]).of_layer(place)
         for place, layer in enumerate(made.planner.layers)
     }
-    assert expected.lasts == (schedule == "off")
-    assert made.expected(moments[:1]).lasts
+    assert expected.lasts() == (schedule == "off")
+    assert made.expected(moments[:1]).lasts()
 
 
 def test_calling_twice_in_a_step_changes_nothing() -> None:

@@ -234,7 +234,7 @@ class A1111Seam:
         if bias is not None or other_bias is not None:
             zero = one.new_zeros(one.shape[0])
             bias = (zero if bias is None else bias) - (zero if other_bias is None else other_bias)
-        dtype = dtype_to_keep(self._clean_weight(self._target(self._host_names[layer])))
+        dtype = dtype_to_keep(self._target(self._host_names[layer]).weight)
         return RowDelta(Whole((one - other).to(dtype)), bias)
 
     def _merged(self, layer: str, shares: tuple[float, ...]) -> tuple[Tensor, Tensor | None]:

@@ -123,7 +123,7 @@ class FamilySeam:
         is in a storage that is neither exchanged nor left in place.
         """
         self._expected = {}
-        if expected.lasts or self._denoiser.tells_of_loading:
+        if self._denoiser.tells_of_loading or expected.lasts():
             self._expected = dict(self._to_merge(expected.shares))
         return self._without(expected.shares)
 

@@ -289,7 +289,7 @@ class Job:
         host, is_hires = this_host(), bool(getattr(p, "is_hr_pass", False))
         seam = host.seam(p, cast.names)
         fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), with_progress)
-        moments = [Moment(step, p.steps, is_hires=is_hires) for step in range(p.steps)]
+        moments = [Moment(step, p.steps, is_hires=is_hires) for step in range(max(1, p.steps))]
         host.before_loading(p, seam, fusion.expected(moments))
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),

@@ -30,7 +30,7 @@ def sampling(
     seam = webui.adapter.seam(p, names)
     held = [view.name for view in seam.layers()] if layers is None else layers
     told = everywhere(seam, *(expected for _ in names))
-    webui.adapter.before_loading(p, seam, Expected({name: told[name] for name in held}, lasts))
+    webui.adapter.before_loading(p, seam, Expected({name: told[name] for name in held}, lambda: lasts))
     webui.load()
     with seam.withheld(held), webui.adapter.telling_rows(None, seam):
         yield seam

@@ -177,7 +177,7 @@ def test_a_patcher_that_another_extension_put_in_our_place(webui: FakeWebUI, lor
     webui.adapter.after_activation(p, BOTH)
     seam = webui.adapter.seam(p, BOTH)
     shares = everywhere(seam, 0.4, 1.7)
-    webui.adapter.before_loading(p, seam, Expected(shares, lasts=True))
+    webui.adapter.before_loading(p, seam, Expected(shares, lasts=lambda: True))
     clone = p.sd_model.forge_objects.unet.clone()
     clone.lora_patches = {}
     p.sd_model.forge_objects.unet = clone

@@ -198,7 +198,7 @@ def test_rows_that_nobody_tells_are_refused_only_where_they_matter(
 
 def expecting(layer: str) -> Expected:
     """Both LoRAs whole in one layer."""
-    return Expected({layer: LayerShares((1, 1))}, lasts=True)
+    return Expected({layer: LayerShares((1, 1))}, lasts=lambda: True)
 
 
 @plain

@@ -42,7 +42,7 @@ def sampling(webui: FakeWebUI, lora: Lora | None, held: Sequence[str] | None = N
     seam = webui.adapter.seam(p, NAMES)
     layers = [view.name for view in seam.layers()] if held is None else held
     shares = {name: one for name, one in everywhere(seam, 1.0, 1.0).items() if name in layers}
-    webui.adapter.before_loading(p, seam, Expected(shares, lasts=True))
+    webui.adapter.before_loading(p, seam, Expected(shares, lasts=lambda: True))
     webui.load()
     with seam.withheld(layers), webui.adapter.telling_rows(None, seam):
         seam.apply(shares)
