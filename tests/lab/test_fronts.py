@@ -167,3 +167,33 @@ def test_what_is_drawn_as_the_default_is_the_default() -> None:
     assert {one.name: drawn.values[one.name] for one in rule_settings() if default.shapes(one)} == {
         one.name: default.values[one.name] for one in rule_settings() if default.shapes(one)
     }
+
+
+@pytest.mark.parametrize(
+    ("kept", "balances", "told"),
+    [
+        (None, ["0"], "nothing is chosen yet; run the development half of this world and guidance first."),
+        ({}, ["0"], "the balance of weights is not chosen yet; run the development half first."),
+        ({"weights": -0.3}, ["0", "0.3"], "add -0.3 to --balances."),
+    ],
+)
+def test_what_was_not_chosen_is_said_before_pictures_are_made(
+    kept: dict[str, float] | None,
+    balances: list[str],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if kept is not None:
+        choice = json.dumps({"balances": kept, "added": None})
+        (tmp_path / "choice-strangers-4.json").write_text(choice)
+    asked = ["--half", "test", "--world", "strangers", "--methods", "weights", "--out", str(tmp_path)]
+    assert lab(["benchmark", *asked, "--balances", *balances]) == 2
+    assert capsys.readouterr().err.strip().endswith(told)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_label_needs_balance_0() -> None:
+    values = np.ones((2, 1, 2))
+    front = Front("K-LoRA", (0.5,), ("identity", "style"), values)
+    assert report.with_originals([front]) == [front]

@@ -79,11 +79,12 @@ def run(chosen: Namespace) -> int:
     if chosen.predict:
         return _predict(chosen)
     study = _study(chosen, chosen.world, chosen.half)
+    kept = chosen.out / f"choice-{chosen.world}-{chosen.guidance_scale:g}.json"
+    if chosen.half != HALVES[0]:
+        _check_choice(study, kept)
     make_all(study, chosen.workers)
     fronts = report.with_originals([study.front(method, chosen.unit) for method in study.methods])
-    choice = _choice(
-        chosen.half, fronts, chosen.out / f"choice-{chosen.world}-{chosen.guidance_scale:g}.json"
-    )
+    choice = _chosen_on(fronts, kept) if chosen.half == HALVES[0] else _kept_choice(kept)
     there = {front.method for front in fronts}
     references = [name for name in (choice.added, *methods.PUBLISHED.values()) if name in there]
     made = report.rows(fronts, choice.balances, references)
@@ -145,19 +146,34 @@ class Choice:
     added: str | None
 
 
-def _choice(half: str, fronts: Sequence[Front], path: Path) -> Choice:
-    """The choice: made on the development half and kept, read from there for the test half."""
-    if half == HALVES[0]:
-        balances = report.chosen_balances(fronts)
-        kept = {"balances": balances, "added": report.best_added(fronts, balances)}
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+def _chosen_on(fronts: Sequence[Front], path: Path) -> Choice:
+    """The choice that the development half makes; kept for the test half."""
+    balances = report.chosen_balances(fronts)
+    added = report.best_added(fronts, balances)
+    path.write_text(json.dumps({"balances": balances, "added": added}, indent=1) + "\n", encoding="utf-8")
+    return Choice(report.with_zeros(balances), added)
+
+
+def _kept_choice(path: Path) -> Choice:
+    """The choice that was made on the development half."""
     if not path.exists():
         raise KloraError(f"nothing is chosen yet; run the {HALVES[0]} half of this world and guidance first.")
     told = json.loads(path.read_text(encoding="utf-8"))
-    known = report.with_zeros(told["balances"])
-    unknown = [front.method for front in fronts if front.method not in known]
+    return Choice(report.with_zeros(told["balances"]), told["added"])
+
+
+def _check_choice(study: Study, path: Path) -> None:
+    """That each method can be reported at a balance chosen for it; asked before hours of pictures."""
+    balances = _kept_choice(path).balances
+    shown = [method.name for method in study.methods]
+    unknown = [name for name in shown if name not in balances]
     if unknown:
         raise KloraError(
             f"the balance of {', '.join(unknown)} is not chosen yet; run the {HALVES[0]} half first."
         )
-    return Choice(known, told["added"])
+    missing = sorted({balances[name] for name in shown} - set(study.balances))
+    if missing:
+        raise KloraError(
+            f"the {HALVES[0]} half chose balances that this run leaves out: add"
+            f" {' '.join(f'{balance:g}' for balance in missing)} to --balances."
+        )

@@ -41,8 +41,11 @@ def chosen_balances(fronts: Sequence[Front]) -> dict[str, float]:
 
 
 def with_originals(fronts: Sequence[Front]) -> list[Front]:
-    """The fronts, and once more those that are also shown as they are published, under their labels."""
-    return [*fronts, *(replace(one, method=_LABELS[one.method]) for one in fronts if one.method in _LABELS)]
+    """The fronts, and once more those that are also shown as they are published, under their labels, where
+    balance 0 was run.
+    """
+    shown = [front for front in fronts if front.method in _LABELS and 0 in front.balances]
+    return [*fronts, *(replace(front, method=_LABELS[front.method]) for front in shown)]
 
 
 def with_zeros(balances: Mapping[str, float]) -> dict[str, float]:
