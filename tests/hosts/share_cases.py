@@ -136,9 +136,12 @@ def check_guidance(
     guidance: str,
     tolerance: float = 2e-4,
     names: tuple[str, str] = NAMES,
+    third: str = "",
     **request: Any,
 ) -> None:
-    """D = D_u + g (D_c - D_u), each of the two made alone by a job at a CFG scale of 1."""
+    """D = D_u + g (D_c - D_u), each of the two made alone by a job at a CFG scale of 1; the LoRA ``third``
+    stands beside the pair in both.
+    """
     scale = 7.0
     negative = request.pop("negative_prompt", "ugly")
     content_share, style_share = {
@@ -147,8 +150,10 @@ def check_guidance(
         "2.5": (1.0, (scale - 2.5) / (scale - 1)),
         "4x": ((scale - 4) / (scale - 1),) * 2,
     }[guidance]
-    pair = f"a cat <lora:{names[0]}:1><lora:{names[1]}:1>"
-    unconditional = f"{negative} <lora:{names[0]}:{content_share!r}><lora:{names[1]}:{style_share!r}>"
+    beside = f"<lora:{third}:1>" if third else ""
+    pair = f"a cat <lora:{names[0]}:1><lora:{names[1]}:1>{beside}"
+    alone = f"<lora:{names[0]}:{content_share!r}><lora:{names[1]}:{style_share!r}>{beside}"
+    unconditional = f"{negative} {alone}"
     conditional = denoised(webui, pair, cfg_scale=1, negative_prompt=negative, **request)
     other = denoised(webui, unconditional, cfg_scale=1, **request)
     settings = constant(1, 1, guidance=guidance)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.hosts.family import FamilyWebUI
 from tests.hosts.server import WebUI
-from tests.hosts.share_cases import check_guidance
+from tests.hosts.share_cases import NAMES, check_guidance
 from tests.hosts.test_a1111 import CONTENT_WINS, STYLE_WINS, _plain_options  # noqa: F401 - a fixture
 
 FACTOR = 4
@@ -73,11 +73,11 @@ KINDS = {"lokr": lokr, "loha": loha, "dora": dora}
 
 @pytest.fixture
 def loras(webui: WebUI, request: pytest.FixtureRequest) -> None:
-    """Content and style of each type, known to the host."""
+    """Content, style and a third of each type, known to the host."""
     models: Path = webui.models if isinstance(webui, FamilyWebUI) else request.getfixturevalue("models")
     folder = models / "loras"
     for name, kind in KINDS.items():
-        for seed, role in enumerate(("content", "style")):
+        for seed, role in enumerate(("content", "style", "third")):
             write(folder / "content-sd1-a.safetensors", folder / f"{role}-{name}.safetensors", kind, seed)
     webui.call("/sdapi/v1/refresh-loras", {})
 
@@ -100,3 +100,24 @@ def test_full_matrix_lokr(webui: WebUI) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_unconditional_rows(webui: WebUI, kind: str, guidance: str) -> None:
     check_guidance(webui, guidance, names=(f"content-{kind}", f"style-{kind}"))
+
+
+@pytest.mark.usefixtures("loras")
+@pytest.mark.parametrize("names", [NAMES, ("content-dora", "style-dora")], ids=["plain", "dora"])
+@pytest.mark.parametrize("guidance", ["content", "none"])
+def test_the_unconditional_rows_beside_a_third_dora(
+    webui: WebUI, guidance: str, names: tuple[str, str]
+) -> None:
+    check_guidance(webui, guidance, names=names, third="third-dora")
+
+
+@pytest.mark.usefixtures("loras")
+@pytest.mark.parametrize("names", [NAMES, ("content-dora", "style-dora")], ids=["plain", "dora"])
+def test_dora_in_functional_mode(webui: WebUI, names: tuple[str, str]) -> None:
+    """AUTOMATIC1111 leaves a DoRA's magnitudes out where it applies LoRAs in each forward."""
+    if isinstance(webui, FamilyWebUI):
+        pytest.skip("AUTOMATIC1111 alone has a functional mode")
+    merged = webui.txt2img("a cat <lora:third-dora:1>")
+    webui.options(lora_functional=True)
+    assert webui.txt2img("a cat <lora:third-dora:1>").pixels != merged.pixels
+    check_guidance(webui, "none", names=names, third="third-dora")
