@@ -35,7 +35,12 @@ from tests.hosts.test_prompt_tags import (  # noqa: F401
 )
 from tests.hosts.test_reforge import test_a_refiner_is_followed  # noqa: F401
 from tests.hosts.test_scripts import test_built_in_scripts  # noqa: F401
-from tests.hosts.test_types import loras, test_full_matrix_lokr, test_the_unconditional_rows  # noqa: F401
+from tests.hosts.test_types import (  # noqa: F401
+    loras,
+    test_full_matrix_lokr,
+    test_the_unconditional_rows,
+    test_the_unconditional_rows_beside_a_third_dora,
+)
 
 
 @pytest.fixture(scope="session")

@@ -115,8 +115,6 @@ def test_the_unconditional_rows_beside_a_third_dora(
 @pytest.mark.parametrize("names", [NAMES, ("content-dora", "style-dora")], ids=["plain", "dora"])
 def test_dora_in_functional_mode(webui: WebUI, names: tuple[str, str]) -> None:
     """AUTOMATIC1111 leaves a DoRA's magnitudes out where it applies LoRAs in each forward."""
-    if isinstance(webui, FamilyWebUI):
-        pytest.skip("AUTOMATIC1111 alone has a functional mode")
     merged = webui.txt2img("a cat <lora:third-dora:1>")
     webui.options(lora_functional=True)
     assert webui.txt2img("a cat <lora:third-dora:1>").pixels != merged.pixels
