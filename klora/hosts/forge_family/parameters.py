@@ -6,6 +6,7 @@ A host's backup can be the very Parameter that is in the model, so writing into 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,14 @@ class ExchangedParameters:
 
     def restore_where_untouched(self) -> None:
         """The host has loaded the model afresh: give back what it did not replace by its own."""
-        for name in [name for name in self._ours if self.is_lost(name)]:
-            del self._replaced[name]
+        self.forget_of([name for name in self._ours if self.is_lost(name)])
         self.restore()
+
+    def forget_of(self, names: Iterable[str]) -> None:
+        """Leave these as they are in the model."""
+        for name in names:
+            self._replaced.pop(name, None)
+            self._ours.pop(name, None)
 
     def restore(self) -> None:
         """Give the model back what it held, on the devices where its parameters are by now."""

@@ -72,7 +72,9 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         self._merger = _merger(unet)
         self._functions = {name: OnTheFly(self._merging(name)) for name in on_the_fly & touched}
         self._is_new = True
+        self._controlled: Sequence[str] = ()
         self._shown: uuid.UUID | None = None
+        self._shown_patches: dict[str, Any] = {}
         self._ahead: Mapping[str, MemberShares] = {}
 
     def _merging(self, name: str) -> Callable[[MemberShares, Tensor], Tensor]:
@@ -115,8 +117,9 @@ class ModelPatcherDenoiser(PatchedDenoiser):
                 clone.add_weight_wrapper(name, self._functions[name])
         for name, shares in merged.items():
             clone.patches[name] = self.patches.weighted(shares, name)
-        self._ahead = merged
+        self._ahead, self._controlled = merged, tuple(parameters)
         self._shown = clone.patches_uuid = self._mark(parameters, merged, state)
+        self._shown_patches = clone.patches  # not the patcher, which would live longer for it
         return clone
 
     def _mark(
@@ -136,9 +139,12 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         Where not all of a model is on the device, the host applies what it has not merged in each forward,
         also for a patcher that another extension has made of ours.
         """
-        model = self.unet.model
-        is_ours = self._shown is not None and getattr(model, _NOTED, None) == self._shown
-        return bool(self._ahead) and (is_ours or getattr(model, "model_lowvram", False))
+        is_partly_off = getattr(self.unet.model, "model_lowvram", False)
+        return bool(self._ahead) and (self._is_noted() or is_partly_off)
+
+    def _is_noted(self) -> bool:
+        """Whether the patcher of `without`, or one with the same patches, was loaded last."""
+        return self._shown is not None and getattr(self.unet.model, _NOTED, None) == self._shown
 
     def is_on_the_fly(self, name: str) -> bool:
         """Whether the host was given a function of ours for it."""
@@ -156,6 +162,26 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         """What is loaded at the start of a pass needs no shares yet."""
         self.refuse()  # another extension's script may have run since
         self._is_new = False
+        if self._is_noted():
+            self._correct_offloaded()
+
+    def _correct_offloaded(self) -> None:
+        """Where a parameter is not on the device, let each forward apply what our patcher has for it.
+
+        Between two pictures the host takes layers off the device by its own patcher, with all of each LoRA,
+        and it leaves them so when it loads ours, whose mark is that of what was loaded last.
+        """
+        for name in self._controlled:
+            if name not in self._shown_patches:
+                wrappers.remove_of_offloaded(self.unet.model, name)
+            for function in wrappers.of_offloaded(self.unet.model, name):
+                function.patches = self._shown_patches
+
+    def put(self, name: str, regions: Sequence[Region]) -> None:
+        """As ever; what the host would apply to it in each forward is in it now."""
+        if wrappers.remove_of_offloaded(self.unet.model, name):
+            setattr(self.unet.model, _NOTED, uuid.uuid4())  # so that all is loaded anew for the next picture
+        super().put(name, regions)
 
     def was_loaded(self) -> bool:
         """Once for a refiner, and where the host has merged anew what it had merged ahead.
@@ -169,11 +195,18 @@ class ModelPatcherDenoiser(PatchedDenoiser):
         return True
 
     def give_back(self) -> None:
-        """All parameters; not to a model that the host has taken apart, as reForge does for a refiner."""
+        """All parameters but those that the host has cleaned since; not to a model that it has taken apart,
+        as reForge does for a refiner.
+        """
         try:
+            self.exchanged.forget_of(filter(self._is_cleaned, self._ahead))
             self.exchanged.restore()
         except AttributeError:
             self.exchanged.forget()
+
+    def _is_cleaned(self, name: str) -> bool:
+        """Whether the host has put back the clean weight, its backup, in place of what `put` gave it."""
+        return self.exchanged.is_lost(name) and self.backup(name) is None
 
     def make_way(self, successor: PatchedDenoiser) -> None:
         """Give back, unless the host has read the refiner's weights into the same model."""

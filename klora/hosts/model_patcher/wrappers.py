@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import nn
+
 from klora.hosts.forge_family import Patch
 
 
@@ -36,6 +38,33 @@ def remove_patches(unet: Any, name: str) -> None:
     for parameter, functions in _functions(unet):
         if parameter == name:
             unet.weight_wrapper_patches[name] = [one for one in functions if not _held(one)]
+
+
+def of_offloaded(model: nn.Module, name: str) -> list[Any]:
+    """What the host calls in each forward in place of merging, where a parameter is not on the device.
+
+    Each holds the name and the whole table ``patches`` of the patcher that took the parameter off.
+    """
+    return [one for one in _called(model, name) if getattr(one, "key", None) == name and _has_table(one)]
+
+
+def remove_of_offloaded(model: nn.Module, name: str) -> bool:
+    """Let the host apply nothing any more to such a parameter; whether there was something."""
+    found = of_offloaded(model, name)
+    if found:
+        called = _called(model, name)
+        called[:] = [one for one in called if one not in found]
+    return bool(found)
+
+
+def _called(model: nn.Module, name: str) -> list[Any]:
+    path, _, leaf = name.rpartition(".")
+    functions = getattr(model.get_submodule(path), f"{leaf}_function", None)
+    return functions if isinstance(functions, list) else []
+
+
+def _has_table(function: Any) -> bool:
+    return isinstance(getattr(function, "patches", None), dict)
 
 
 def _functions(unet: Any) -> Iterator[tuple[str, list[Any]]]:

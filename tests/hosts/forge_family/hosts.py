@@ -203,6 +203,16 @@ class OnlinePatch:
         return self.merging(self.patch, weight.clone(), self.name, weight.dtype)
 
 
+class OffDevicePatch:
+    """What a layer that is not on the device calls with its weight: by a whole table of patches."""
+
+    def __init__(self, merging: Merging, key: str, patches: dict[str, list[Any]]) -> None:
+        self.merging, self.key, self.patches = merging, key, patches
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return self.merging(self.patches[self.key], weight.clone(), self.key, weight.dtype)
+
+
 class Patcher:
     """A patcher that holds patches by parameter and merges them when it is loaded."""
 
@@ -260,12 +270,7 @@ class Patcher:
         """Merge what is to be merged, and give the layers the functions that they call in each forward."""
         if getattr(self.model, "current_weight_patches_uuid", None) == self.patches_uuid:
             return
-        for name, kept in self.backup.items():
-            put(self.model, name, kept.weight)
-        self.backup.clear()
-        for module in self.model.modules():
-            if isinstance(module, HostLayer):
-                module.weight_function, module.bias_function = [], []
+        self.unload()
         for name in self.patches:
             if self._is_on_the_fly(name):
                 self._extend(name, [functools.partial(self._applied, name)])
@@ -274,6 +279,30 @@ class Patcher:
         for name, functions in self.weight_wrapper_patches.items():
             self._extend(name, functions)
         self.model.current_weight_patches_uuid = self.patches_uuid
+
+    def unload(self) -> None:
+        """Put back what was merged, and take the functions from the layers."""
+        for name, kept in self.backup.items():
+            put(self.model, name, kept.weight)
+        self.backup.clear()
+        for module in self.model.modules():
+            if isinstance(module, HostLayer):
+                module.weight_function, module.bias_function = [], []
+        self.model.off_device = set()
+        self.model.model_lowvram = False
+        self.model.current_weight_patches_uuid = None
+
+    def unload_in_part(self, names: Sequence[str]) -> None:
+        """Make room: these leave the device, clean, and each forward applies this patcher's patches."""
+        off = self.model.off_device
+        for name in [name for name in names if name not in off]:
+            off.add(name)
+            kept = self.backup.pop(name, None)
+            if kept is not None:
+                put(self.model, name, kept.weight)
+            if name in self.patches:
+                self._extend(name, [OffDevicePatch(self.merging, name, self.patches)])
+        self.model.model_lowvram = True
 
     def _is_on_the_fly(self, name: str) -> bool:
         return False

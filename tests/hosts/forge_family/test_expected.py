@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,77 @@ def test_a_model_that_is_loaded_anew_in_the_middle_of_a_pass(
     webui.own_picture(batch())
     after = webui.state()
     assert all(torch.equal(value, after[name]) for name, value in webui.clean.items())
+
+
+#: Layers that the hosts' own kind of module has, a fused one and one of several parts among them.
+OFF_DEVICE = [
+    f"diffusion_model.{path}.weight" for path in (FUSED, f"{BLOCK}.attn1.to_v", f"{BLOCK}.ff.net.2")
+]
+
+
+def is_clean(webui: FakeWebUI) -> bool:
+    """Whether the host's own picture leaves the checkpoint's own weights, and nothing beside them."""
+    given_ = batch()
+    own = webui.own_picture(given_)
+    after = webui.state()
+    return torch.equal(own, expected(webui.clean, [], {}, given_)) and all(
+        torch.equal(value, after[name]) for name, value in webui.clean.items()
+    )
+
+
+@of_hosts(*PATCHERS)
+@pytest.mark.parametrize("lasts", [True, False])
+@pytest.mark.parametrize("by", ["host", "us"])
+def test_layers_that_left_the_device_between_two_pictures(
+    webui: FakeWebUI, loras: list[Lora], by: str, lasts: bool
+) -> None:
+    """Each forward applies to them what the patcher has that took them off; loading ours changes nothing."""
+    for _ in range(3):
+        with sampling(webui, BOTH, expected=0.4, lasts=lasts) as seam:
+            seam.apply(everywhere(seam, 0.4, 0.4))
+            close(webui, loras, dict.fromkeys(BOTH, 0.4))
+        objects = webui.sd_model.forge_objects_after_applying_lora
+        patcher = objects.unet if by == "host" else webui.sd_model.forge_objects.unet
+        patcher.unload_in_part(OFF_DEVICE)
+    assert is_clean(webui)
+
+
+@of_hosts(*PATCHERS)
+def test_layers_that_are_off_the_device_get_other_shares_than_were_expected(
+    webui: FakeWebUI, loras: list[Lora]
+) -> None:
+    for _ in range(2):
+        with sampling(webui, BOTH, expected=0.4) as seam:
+            seam.apply(everywhere(seam, 0.4, 0.4))
+            webui.sd_model.forge_objects.unet.unload_in_part(OFF_DEVICE)
+            close(webui, loras, dict.fromkeys(BOTH, 0.4))
+            seam.apply(everywhere(seam, 0.4, 1.7))
+            close(webui, loras, {"fox": 0.4, "ink": 1.7})
+            webui.sd_model.forge_objects.unet.unload_in_part(OFF_DEVICE)
+            close(webui, loras, {"fox": 0.4, "ink": 1.7})
+    assert is_clean(webui)
+
+
+@of_hosts(*PATCHERS)
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_model_that_is_unloaded_after_the_last_forward(
+    webui: FakeWebUI, loras: list[Lora], is_ours: bool
+) -> None:
+    """What the host has put back is clean, and is not exchanged for what it had merged."""
+    p = webui.job(fox=1.0, ink=1.0)
+    webui.adapter.after_activation(p, BOTH)
+    seam = webui.adapter.seam(p, BOTH)
+    webui.adapter.before_loading(p, seam, Expected(everywhere(seam, 0.4, 0.4), lasts=lambda: True))
+    if not is_ours:  # another extension's, with a mark of its own
+        clone = p.sd_model.forge_objects.unet.clone()
+        clone.patches_uuid = uuid.uuid4()
+        p.sd_model.forge_objects.unet = clone
+    webui.load()
+    with seam.withheld([view.name for view in seam.layers()]):
+        seam.apply(everywhere(seam, 0.4, 1.7))
+        close(webui, loras, {"fox": 0.4, "ink": 1.7})
+        webui.sd_model.forge_objects.unet.unload()
+    assert is_clean(webui)
 
 
 @of_hosts(*TABLES)
