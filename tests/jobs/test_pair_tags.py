@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from klora.errors import KloraError, SettingsError
-from klora.hosts.webui import axes, pair_tags, preset_shelf
+from klora.hosts.webui import axes, job, pair_tags, preset_shelf
 from klora.hosts.webui.infotext import restored
 from klora.presets import NO_PRESET
 from klora.settings import Settings
@@ -220,6 +221,25 @@ def test_the_tag_of_the_hires_prompt_is_taken_from_what_the_host_has_parsed(webu
         webui.is_applied(one, layer, "ink") for one in hires(webui, p, ["fox", "ink"]) for layer in CANONICAL
     )
     assert len(p.klora_job.plans) == 2
+
+
+def test_the_loras_of_the_hires_prompt_are_looked_after_when_it_is_encoded(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which most hosts do before the first pass, and then load those of the first pass again."""
+    tags = {"lora": [parsed_tag(["ink", "1", "stop=0.5"])]}
+    p = webui.generate("<klora:fox:ink>", enable_hr=True, hr_extra_network_data=tags)
+    told: list[tuple[set[str], bool]] = []
+
+    def after_activation(_p: Any, names: set[str], _rewritten: object, *, is_hires: bool) -> None:
+        told.append((set(names), is_hires))
+
+    monkeypatch.setattr(job, "this_host", lambda: SimpleNamespace(after_activation=after_activation))
+    for activated in (tags, {"lora": []}):
+        webui.script.after_extra_networks_activate(p, extra_network_data=activated)
+    p.is_hr_pass = True  # also where the host activates the first prompt's for a refiner
+    webui.script.after_extra_networks_activate(p, extra_network_data={"lora": []})
+    assert told == [({"ink"}, True), ({"fox", "ink"}, False), ({"ink"}, True)]
 
 
 def test_a_hires_prompt_without_a_tag_is_not_fused_where_the_box_is_not_ticked(webui: Webui) -> None:

@@ -130,12 +130,12 @@ def test_blocks_of_a_lora_that_another_has_replaced_are_refused(
     a1111: Any, items: list[str], named: str
 ) -> None:
     told = {"lora": [SimpleNamespace(items=items)]}
-    first, hires = (SimpleNamespace(is_hr_pass=is_hires) for is_hires in (False, True))
-    first.extra_network_data = hires.hr_extra_network_data = told
-    first.hr_extra_network_data = hires.extra_network_data = {}
-    check_untouched(first, "fox")  # without that extension the keys mean nothing
+    first = SimpleNamespace(extra_network_data=told, hr_extra_network_data={})
+    hires = SimpleNamespace(extra_network_data={}, hr_extra_network_data=told)
+    check_untouched(first, "fox", is_hires=False)  # without that extension the keys mean nothing
     a1111.scripts.scripts_data.append(SimpleNamespace(path="/host/extensions/lbw/lora_block_weight.py"))
-    for p in (first, hires):
-        check_untouched(p, "ink")
+    for p, is_hires in ((first, False), (hires, True)):
+        check_untouched(p, "ink", is_hires)
+        check_untouched(p, "fox", not is_hires)
         with pytest.raises(PairError, match=f"LoRA fox has {named} of lora-block-weight"):
-            check_untouched(p, "fox")
+            check_untouched(p, "fox", is_hires)

@@ -36,7 +36,12 @@ class A1111Host:
         return is_patching and all(hasattr(networks, name) for name in (*READERS, "loaded_networks"))
 
     def after_activation(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+        self,
+        p: Any,
+        names: Collection[str],
+        rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN,
+        *,
+        is_hires: bool = False,
     ) -> None:
         """The host has loaded its LoRAs: exchange those that are ``rewritten``, and read those of ``names``
         that it found nothing in.
@@ -48,7 +53,7 @@ class A1111Host:
             if one not in replaced and one.network_on_disk.name in names and self._is_for_us_to_read(p, one)
         ]
         for network in (*replaced, *unread):  # before anything is changed
-            check_untouched(p, network.mentioned_name)
+            check_untouched(p, network.mentioned_name, is_hires)
         for network in replaced:
             exchange(_networks(), network, rewritten[network.network_on_disk.name])
         for network in unread:

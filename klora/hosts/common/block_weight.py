@@ -23,12 +23,12 @@ def is_installed() -> bool:
     return _SCRIPT in {PurePath(str(data.path)).name for data in scripts.scripts_data}
 
 
-def check_untouched(p: Any, name: str) -> None:
-    """Raise `PairError` if lora-block-weight is to change the LoRA ``name`` in this pass.
+def check_untouched(p: Any, name: str, is_hires: bool) -> None:
+    """Raise `PairError` if lora-block-weight is to change the LoRA ``name`` of a prompt, hires or not.
 
     Called where K-LoRA puts other tensors into the host's list, under a name that it does not know.
     """
-    of_pass = "hr_extra_network_data" if getattr(p, "is_hr_pass", False) else "extra_network_data"
+    of_pass = "hr_extra_network_data" if is_hires else "extra_network_data"
     tags = [tag.items for kind in (getattr(p, of_pass, None) or {}).values() for tag in kind]
     told = [item.partition("=") for items in tags if items and items[0] == name for item in items]
     keys = {key.strip().lower() for key, equals, _ in told if equals}

@@ -20,9 +20,14 @@ class WebUIHost(Protocol):
     name: str
 
     def after_activation(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+        self,
+        p: Any,
+        names: Collection[str],
+        rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN,
+        *,
+        is_hires: bool = False,
     ) -> None:
-        """The host has loaded the LoRAs of a pass, and has not yet encoded the prompt.
+        """The host has loaded the LoRAs of a prompt, the hires prompt's or the other, and not yet encoded it.
 
         Here an adapter reads the LoRAs of ``names`` that the host itself could not make sense of, and puts
         those that are ``rewritten`` in the place of the host's own, until it activates LoRAs again.

@@ -42,33 +42,43 @@ class FamilyHost(ABC):
         """The model's own schedule, if the sampler gives the denoiser sigmas; ``None`` for timesteps."""
 
     def after_activation(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+        self,
+        p: Any,
+        names: Collection[str],
+        rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN,
+        *,
+        is_hires: bool = False,
     ) -> None:
         """The host has loaded its LoRAs: let it read what it missed, or what is ``rewritten``; in the middle
         of a pass, follow it.
         """
         seam: FamilySeam | None = getattr(p, _SEAM, None)
         if seam is None or not seam.is_sampling:
-            self.read(p, names, rewritten)
+            self.read(p, names, rewritten, is_hires)
             return
-        error = attempted(lambda: self._follow(p, names, rewritten, seam))
+        error = attempted(lambda: self._follow(p, names, rewritten, is_hires, seam))
         if error is not None:
             seam.fail(p.sd_model.forge_objects.unet, error)
 
     def _follow(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], seam: FamilySeam
+        self,
+        p: Any,
+        names: Collection[str],
+        rewritten: Mapping[str, RewrittenLora],
+        is_hires: bool,
+        seam: FamilySeam,
     ) -> None:
-        self.read(p, names, rewritten)
+        self.read(p, names, rewritten, is_hires)
         denoiser = self.denoiser(p.sd_model, seam.paths)
         if denoiser is not None:
             p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
 
     def read(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], is_hires: bool
     ) -> None:
         """Let the host read what it missed of ``names`` and what is rewritten; raises `LoraFileError`."""
         cast = [known for known in map(library.find, names) if known is not None]
-        read_again(p, cast, lambda path: self.is_understood(p.sd_model, path), rewritten)
+        read_again(p, cast, lambda path: self.is_understood(p.sd_model, path), rewritten, is_hires)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""

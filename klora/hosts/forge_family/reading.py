@@ -39,8 +39,10 @@ def read_again(
     cast: Collection[KnownLora],
     is_understood: Callable[[str], bool],
     rewritten: Mapping[str, RewrittenLora],
+    is_hires: bool,
 ) -> None:
-    """Let the host read what it has missed of ``cast``, whose LoRAs it has just loaded for a pass of ``p``.
+    """Let the host read what it has missed of ``cast``, whose LoRAs it has just loaded for a prompt of ``p``:
+    the hires prompt, if it ``is_hires``.
 
     ``is_understood`` tells of a path whether the host has made anything of it; ``rewritten`` are by name
     those of which a transform has made something else. Raises `LoraFileError`.
@@ -48,13 +50,13 @@ def read_again(
     marks = {one.path: rewritten[one.name].mark if one.name in rewritten else "" for one in cast}
     if [path for path, mark in marks.items() if _is_new(path, mark)]:
         _forget_merged(p.sd_model)
-        _activate(p, {}, {})
+        _activate(p, is_hires, {}, {})
     read = {one.path: rewritten[one.name].tensors for one in cast if one.name in rewritten}
     for one in cast:
         if one.path not in read and not is_understood(one.path) and _is_for(p.sd_model, one):
             read[one.path] = state_dict_in(read_lora(one.path, name=one.name), "kohya")
     if read:
-        _activate(p, {path: dict(tensors) for path, tensors in read.items()}, marks)
+        _activate(p, is_hires, {path: dict(tensors) for path, tensors in read.items()}, marks)
         # So that the host reads the file by itself again as soon as K-LoRA does not ask for it.
         p.sd_model.current_lora_hash += " (read by K-LoRA)"
 
@@ -95,24 +97,26 @@ def _forget_merged(model: Any) -> None:
             loader.loaded_hash = "a LoRA file was replaced"
 
 
-def _activate(p: Any, converted: Mapping[str, Mapping[str, Tensor]], marks: Mapping[str, str]) -> None:
+def _activate(
+    p: Any, is_hires: bool, converted: Mapping[str, Mapping[str, Tensor]], marks: Mapping[str, str]
+) -> None:
     """Run the host's activation of LoRAs once more, and forget texts that were encoded without it."""
     networks = importlib.import_module("networks")
     with _read_as(networks, converted), _marked(networks, marks):
-        activate_again(p)
+        activate_again(p, is_hires)
     for name in _CONDS:
         if hasattr(p, name):
             setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
 
 
-def activate_again(p: Any) -> None:
-    """Let the host load the LoRAs of a pass once more, past its cache of unchanged tags.
+def activate_again(p: Any, is_hires: bool) -> None:
+    """Let the host load the LoRAs of a prompt once more, past its cache of unchanged tags.
 
     Raises an error that names the LoRA if it cannot; the host then loads them afresh for the next picture.
     """
     from modules import extra_networks
 
-    data = getattr(p, "hr_extra_network_data", None) if getattr(p, "is_hr_pass", False) else None
+    data = getattr(p, "hr_extra_network_data", None) if is_hires else None
     tags = (p.extra_network_data if data is None else data)["lora"]
     lora = extra_networks.extra_network_registry["lora"]
     p.sd_model.current_lora_hash = ""

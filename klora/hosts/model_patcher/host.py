@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from klora.errors import HostError
-from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family import FamilyHost, Patches
 from klora.hosts.forge_family.reading import activate_again
@@ -48,15 +47,15 @@ class ModelPatcherHost(FamilyHost):
         return lacking
 
     def read(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN
+        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], is_hires: bool
     ) -> None:
         """As the family does, but note before which file puts what on the denoiser."""
         networks = importlib.import_module("networks")
         if not files.is_watched(networks):
             files.watch(networks)
             _unwatch_on_reload(networks)
-            activate_again(p)
-        super().read(p, names, rewritten)
+            activate_again(p, is_hires)
+        super().read(p, names, rewritten, is_hires)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """As the family does; raises `HostError` if there will be a refiner that cannot be followed."""

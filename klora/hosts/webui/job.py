@@ -176,24 +176,28 @@ class Job:
         p.prompts[:] = [prompts.changed_prompt(one, wanted, unwanted, names) for one in p.prompts]
         _drop(told.windows, [*unwanted, *lost])
 
-    def after_activation(self, p: Any) -> None:
-        """The host has loaded the LoRAs of a pass."""
-        told = self._cast_of(p)
+    def after_activation(self, p: Any, activated: object = None) -> None:
+        """The host has loaded LoRAs by the parsed tags ``activated``: those of a pass, or, before the first
+        one, those of the hires prompt, to encode it.
+        """
+        is_hires = _is_hires(p) or (
+            activated is not None and activated is getattr(p, "hr_extra_network_data", None)
+        )
+        told = self._hires if is_hires else self._first
         is_off = told.settings is not None and told.settings.mode == "off"
         self._holds_rewritten = False
         if told.names and not is_off:
-            self._try(p, lambda: self._exchange_loras(p, told.names))
+            self._try(p, lambda: self._exchange_loras(p, told, is_hires), told)
 
-    def _exchange_loras(self, p: Any, names: Collection[str]) -> None:
-        found = self._rewritten_for(p)
-        this_host().after_activation(p, names, found)
+    def _exchange_loras(self, p: Any, told: _PassCast, is_hires: bool) -> None:
+        found = self._rewritten_for(p, told)
+        this_host().after_activation(p, told.names, found, is_hires=is_hires)
         self._holds_rewritten = bool(found)
 
-    def _rewritten_for(self, p: Any) -> Mapping[str, RewrittenLora]:
-        """What the transform makes of the pair of this pass; the same for all batches with the same pair."""
-        told = self._cast_of(p)
+    def _rewritten_for(self, p: Any, told: _PassCast) -> Mapping[str, RewrittenLora]:
+        """What the transform makes of the pair of a pass; the same for all batches with the same pair."""
         roles, settings = told.roles, told.settings
-        if not self._fuses_pair(p) or settings is None or roles is None:
+        if not self._fuses_pair(told) or settings is None or roles is None:
             return {}
         content, style = (library.find(name) if name else None for name in (roles.content, roles.style))
         if content is None or style is None:
@@ -206,7 +210,7 @@ class Job:
         return self._rewritten[1]
 
     def _cast_of(self, p: Any) -> _PassCast:
-        return self._hires if getattr(p, "is_hr_pass", False) else self._first
+        return self._hires if _is_hires(p) else self._first
 
     def note_batch(self, p: Any) -> None:
         """After the host has loaded a batch's LoRAs: the same for the hires pass, and the infotext."""
@@ -258,16 +262,17 @@ class Job:
 
     def begin_pass(self, p: Any) -> None:
         """Just before a pass is sampled: plan it and put the bracket around it, or make it fail."""
-        if self._fuses_pair(p):
+        told = self._cast_of(p)
+        if self._fuses_pair(told):
             self._try(p, lambda: self._plan_pass(p, self._cast_with_pair(p)))
-        if not self._fuses_pair(p) and self._error is None and self._cast_of(p).windows:
+        if not self._fuses_pair(told) and self._error is None and told.windows:
             error = attempted(lambda: self._plan_pass(p, self._cast_of_windows(p)))
             self._error = error
         if self._error is not None:
             refuse(p.sampler, self._error)
 
-    def _fuses_pair(self, p: Any) -> bool:
-        settings = self._cast_of(p).settings
+    def _fuses_pair(self, told: _PassCast) -> bool:
+        settings = told.settings
         return settings is not None and settings.mode == "K-LoRA" and self._fallback is None
 
     def _cast_with_pair(self, p: Any) -> Cast:
@@ -286,10 +291,11 @@ class Job:
         return Cast(tuple(Member(name, window) for name, window in told.items()), has_pair=False)
 
     def _plan_pass(self, p: Any, cast: Cast) -> None:
-        host, is_hires = this_host(), bool(getattr(p, "is_hr_pass", False))
+        host, is_hires = this_host(), _is_hires(p)
         seam = host.seam(p, cast.names)
         fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), with_progress)
-        moments = [Moment(step, p.steps, is_hires=is_hires) for step in range(max(1, p.steps))]
+        steps = (getattr(p, "hr_second_pass_steps", 0) if is_hires else 0) or p.steps
+        moments = [Moment(step, steps, is_hires=is_hires) for step in range(max(1, steps))]
         host.before_loading(p, seam, fusion.expected(moments))
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),
@@ -319,12 +325,12 @@ class Job:
         """Whether the user wants to see what won where."""
         return bool(self.settings.show_plan)
 
-    def _try(self, p: Any, action: Callable[[], None]) -> None:
+    def _try(self, p: Any, action: Callable[[], None], told: _PassCast | None = None) -> None:
         """Do ``action``; on an error remember it, or fall back to adding, as the user chose."""
         if self._error is not None or self._fallback is not None:
             return
         error = attempted(action)
-        settings = self._cast_of(p).settings
+        settings = (told or self._cast_of(p)).settings
         adds = settings is not None and settings.incomplete == "add normally"
         if adds and isinstance(error, _ADDABLE) and self._holds_rewritten:
             self._error = _cannot_be_added(error)
@@ -338,6 +344,10 @@ class Job:
         p.extra_generation_params[infotext.FALLBACK_KEY] = self._fallback
         if hasattr(p, "comment"):
             p.comment(f"K-LoRA: {self._fallback}")
+
+
+def _is_hires(p: Any) -> bool:
+    return bool(getattr(p, "is_hr_pass", False))
 
 
 def _has_tags(written: Collection[object], is_reading_windows: bool) -> bool:

@@ -57,11 +57,11 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
         if job is not None:
             job.arrange_prompts(p)
 
-    def after_extra_networks_activate(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
-        """The host has loaded the LoRAs of a pass, and has not yet encoded its prompt."""
+    def after_extra_networks_activate(self, p: Any, *_arguments: Any, **keywords: Any) -> None:
+        """The host has loaded the LoRAs of a prompt, and has not yet encoded it."""
         job = getattr(p, _JOB, None)
         if job is not None:
-            job.after_activation(p)
+            job.after_activation(p, keywords.get("extra_network_data"))
 
     def process_batch(self, p: Any, *_arguments: Any, **_keywords: Any) -> None:
         """The host is about to encode the prompts of a batch."""

@@ -110,6 +110,23 @@ def test_a_file_that_was_replaced_is_read_again(webui: FakeWebUI, loras: list[Lo
 
 
 @plain
+@pytest.mark.parametrize("is_hires", [True, False])
+def test_loras_are_read_once_more_by_the_tags_of_their_prompt(webui: FakeWebUI, is_hires: bool) -> None:
+    """The hires prompt is encoded before the first pass."""
+    p = webui.job(fox=1.0, ink=1.0)
+    tags = [SimpleNamespace(positional=["oak", 0.5])]
+    p.is_hr_pass, p.hr_extra_network_data = False, {"lora": tags}
+    if is_hires:
+        webui.activate(p, tags)
+    webui.adapter.after_activation(p, ["oak"] if is_hires else ["fox", "ink"], is_hires=is_hires)
+    webui.load()
+    given, wanted = batch(), {"oak": 0.5} if is_hires else {"fox": 1.0, "ink": 1.0}
+    found = webui.run(given)
+    torch.testing.assert_close(found, webui.own_picture(given, **wanted))
+    assert not torch.equal(found, webui.own_picture(given))
+
+
+@plain
 def test_a_dialect_that_the_host_cannot_read(webui: FakeWebUI, loras: list[Lora]) -> None:
     """Bare names: the host makes nothing of them, and reads them in its own dialect for a pass of K-LoRA."""
     given = batch()
