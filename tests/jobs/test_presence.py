@@ -91,17 +91,16 @@ def test_a_file_just_dropped_into_the_folder_is_found(webui: Webui, a1111: FakeH
     assert all(webui.is_applied(p.seen[0], layer, "elm") for layer in CANONICAL)
 
 
-def test_the_folder_is_read_again_only_for_what_is_missing(
+def test_the_folder_is_looked_at_only_for_what_is_missing(
     webui: Webui, a1111: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads = []
-    before = a1111.networks.list_available_networks
-    monkeypatch.setattr(a1111.networks, "list_available_networks", lambda: (reads.append(1), before()))
+    looked_for: list[list[str]] = []
+    monkeypatch.setattr(a1111.networks, "update_available_networks_by_names", looked_for.append)
     webui.generate(BOTH, {})
-    assert reads == []
+    assert looked_for == []
     with pytest.raises(PairError, match="LoRA birch was not found"):
         webui.generate("<lora:fox:1><lora:birch:1>", {})
-    assert reads == [1]
+    assert looked_for == [["birch"]]
 
 
 def test_after_an_incomplete_prompt_the_next_batch_is_fused(webui: Webui) -> None:

@@ -78,6 +78,7 @@ def fake_networks(*entries: FakeEntry) -> ModuleType:
     networks.available_network_aliases = {}  # type: ignore[attr-defined]
     networks.forbidden_network_aliases = {}  # type: ignore[attr-defined]
     networks.list_available_networks = lambda: _list(networks)  # type: ignore[attr-defined]
+    networks.update_available_networks_by_names = lambda names: _add(networks, names)  # type: ignore[attr-defined]
     _list(networks)
     return networks
 
@@ -89,7 +90,13 @@ def _list(networks: Any) -> None:
         networks.forbidden_network_aliases,
     ):
         table.clear()
+    _add(networks, [entry.name for entry in networks.on_disk])
+
+
+def _add(networks: Any, names: list[str]) -> None:
     for entry in networks.on_disk:
+        if entry.name not in names:
+            continue
         networks.available_networks[entry.name] = entry
         if entry.alias in networks.available_network_aliases:
             networks.forbidden_network_aliases[entry.alias.lower()] = 1

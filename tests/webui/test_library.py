@@ -62,6 +62,27 @@ def test_refresh_finds_a_new_file(host: FakeHost) -> None:
     assert library.find("elm") is not None
 
 
+def test_looking_for_a_name_never_empties_the_tables_of_a_job_that_runs(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empties() -> None:
+        pytest.fail("the host's tables were read anew")
+
+    monkeypatch.setattr(host.networks, "list_available_networks", empties)
+    host.networks.on_disk.append(FakeEntry("elm", "elm", "/no-such-drive/loras/elm.safetensors"))
+    known = library.find_or_refresh("elm")
+    assert known is not None
+    assert library.find_or_refresh("birch") is None
+
+
+def test_a_host_that_cannot_add_a_file_reads_its_folder(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(host.networks, "update_available_networks_by_names")
+    host.networks.on_disk.append(FakeEntry("elm", "elm", "/no-such-drive/loras/elm.safetensors"))
+    assert library.find_or_refresh("elm") is not None
+
+
 @pytest.mark.parametrize("present", [None, ModuleType("networks")])
 def test_without_the_lora_extension_the_message_says_so(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch, present: ModuleType | None

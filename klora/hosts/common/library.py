@@ -36,7 +36,7 @@ class KnownLora:
 
 def lora_names() -> list[str]:
     """The names of all LoRAs, sorted for reading."""
-    return sorted(_networks().available_networks, key=str.casefold)
+    return sorted(list(_networks().available_networks), key=str.casefold)
 
 
 def find(name: str) -> KnownLora | None:
@@ -52,10 +52,14 @@ def find(name: str) -> KnownLora | None:
 
 
 def find_or_refresh(name: str) -> KnownLora | None:
-    """As `find`; a file that was dropped into the folder since is found by reading the folder once more."""
+    """As `find`; a file that was dropped into the folder since is found by its name.
+
+    It is added to the host's tables. To read all of them anew would empty them for a while, and a job that
+    runs meanwhile would find no LoRA at all.
+    """
     known = find(name)
     if known is None:
-        refresh()
+        _look_for(name)
         known = find(name)
     return known
 
@@ -76,7 +80,7 @@ def tag_words() -> tuple[str, ...]:
 def aliases() -> dict[str, str]:
     """Every alias that differs from its file's name, and that name."""
     found = {}
-    for alias in _networks().available_network_aliases:
+    for alias in list(_networks().available_network_aliases):  # a job may add to it meanwhile
         lora = find(alias)
         if lora is not None and lora.name != alias:
             found[alias] = lora.name
@@ -86,6 +90,14 @@ def aliases() -> dict[str, str]:
 def refresh() -> None:
     """Let the host read its LoRA folder again."""
     _networks().list_available_networks()
+
+
+def _look_for(name: str) -> None:
+    add = getattr(_networks(), "update_available_networks_by_names", None)
+    if callable(add):
+        add([name])
+    else:
+        refresh()
 
 
 def _networks() -> ModuleType:
