@@ -36,7 +36,7 @@ class KnownLora:
 
 def lora_names() -> list[str]:
     """The names of all LoRAs, sorted for reading."""
-    return sorted(list(_networks().available_networks), key=str.casefold)
+    return sorted(_networks().available_networks, key=str.casefold)
 
 
 def find(name: str) -> KnownLora | None:
