@@ -10,7 +10,7 @@ import pytest
 
 from tests.hosts.server import WebUI
 from tests.hosts.share_cases import *  # noqa: F403 - collected here, with this module's fixtures
-from tests.hosts.share_cases import PAIR, check_guidance, constant, denoised
+from tests.hosts.share_cases import HIRES, PAIR, check_guidance, constant, denoised
 from tests.hosts.test_a1111 import _plain_options  # noqa: F401 - an automatic fixture
 from tests.published import PUBLISHED
 
@@ -77,3 +77,27 @@ def test_sdxl(webui: WebUI) -> None:
         for guidance in ("both", "none")
     }
     assert told["both"] != told["none"]
+
+
+def test_the_negative_side_with_several_checkpoints_in_memory(webui: WebUI) -> None:
+    """LoRAs that were read for a checkpoint which waits in memory, and a refiner that waits there.
+
+    Ground truth of the first is the host with one checkpoint alone. A refiner's picture differs there without
+    K-LoRA too, so it takes over at the first step, which is looked at.
+    """
+    names = ("sd1-a.safetensors", "sd1-b.safetensors")
+    settings = constant(1, 1, guidance="none")
+    jobs: list[dict[str, Any]] = [{}, {**HIRES, "hr_checkpoint_name": names[1]}]
+    expected = [webui.txt2img(PAIR, settings, **job).pixels for job in jobs]
+    webui.options(sd_checkpoints_limit=2)
+    try:
+        for _ in range(2):  # where the host has to load a model it empties its list of LoRAs
+            for name in reversed(names):
+                webui.options(sd_model_checkpoint=name)
+                webui.txt2img(PAIR)
+            found = [webui.txt2img(PAIR, settings, **job).pixels for job in jobs]
+        assert found == expected
+        assert found[0] != webui.txt2img(PAIR).pixels
+        check_guidance(webui, "none", refiner_checkpoint=names[1], refiner_switch_at=0.0)
+    finally:
+        webui.options(sd_checkpoints_limit=1)

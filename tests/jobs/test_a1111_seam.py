@@ -394,13 +394,109 @@ def test_the_unconditional_rows_are_those_after_the_conditional_ones(scene: Scen
     denoiser = Denoiser()
     cond = SimpleNamespace(batch=[["a", "b"], ["c"]])
     calls: list[int] = []
-    with telling_rows(denoiser, unet, rows, lambda: calls.append(len(seen))):
+    with telling_rows(denoiser, lambda: unet, rows, lambda: calls.append(len(seen)), pytest.fail):
         for _ in range(2):
             denoiser(torch.zeros(5, 4), torch.ones(2), cond=cond)
     assert seen == [(), ((1, 2),), ((0, 1),)] * 2
     assert calls == [0, 1, 2, 3, 4, 5]
     assert not denoiser._forward_pre_hooks
     assert not unet._forward_pre_hooks
+
+
+def test_rows_are_told_of_the_model_that_a_refiner_brings() -> None:
+    rows, seen, models = BatchRows(), list[Any](), [torch.nn.Identity(), torch.nn.Identity()]
+
+    class Denoiser(torch.nn.Module):
+        """Switches in the middle of its second call, as the host does."""
+
+        current = 0
+
+        def update_inner_model(self) -> None:
+            self.current = 1
+
+        def forward(self, x: Tensor, sigma: Tensor, cond: Any) -> None:
+            if seen:
+                self.update_inner_model()
+            models[self.current](x)
+            seen.append(rows.of(x))
+            rows.tell(0, ())
+
+    denoiser = Denoiser()
+    switches: list[int] = []
+    arguments = (torch.zeros(2, 4), torch.ones(2), SimpleNamespace(batch=[["a"]]))
+    with telling_rows(
+        denoiser, lambda: models[denoiser.current], rows, lambda: None, lambda: switches.append(len(seen))
+    ):
+        for _ in range(2):
+            denoiser(arguments[0], arguments[1], cond=arguments[2])
+    assert seen == [((1, 2),)] * 2
+    assert switches == [1]
+    assert not any(one._forward_pre_hooks for one in (denoiser, *models))
+
+
+def called(scene: Scene, layer: Any) -> Tensor:
+    """What the host gives for a layer, hooks included."""
+    if scene.model.functional:
+        output: Tensor = scene.networks.network_forward(
+            layer, scene.model.probe, lambda one, given: one(given)
+        )
+        return output
+    scene.networks.network_apply_weights(layer)
+    return layer(scene.model.probe)  # type: ignore[no-any-return]
+
+
+def mapped(scene: Scene, model: FakeModel, **more: Any) -> Any:
+    """A checkpoint of the host with its table of layers by name."""
+    return SimpleNamespace(**vars(CHECKPOINT), network_layer_mapping=dict(model.named), **more)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+def test_loras_that_were_read_for_another_checkpoint_in_memory(scene: Scene, kind: str) -> None:
+    """The host keeps several, and LoRAs by name: they name the layers of the checkpoint they were read for.
+
+    So does a refiner that takes over in the middle.
+    """
+    other = FakeModel(scene.networks)
+    other.functional = scene.model.functional
+    name = ATTENTION[0]
+    for model, factor in ((scene.model, 1.0), (other, 2.0)):
+        model.named[name].weight.data *= factor
+        model.clean[name] *= factor
+    if kind == "dora":
+        scene.ink.modules[name] = DoraModule(scene.ink.modules[name], torch.linspace(1.0, 3.0, SIZE))
+    seam = scene.seam(mapped(scene, other))
+    with seam.withheld([CANONICAL[name]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0))})
+        for model in (other, scene.model):
+            if model is scene.model:
+                seam.follow_model(mapped(scene, model))
+            seam.branches.rows.tell(2, ((1, 2),))
+            found = called(scene, model.named[name])
+            torch.testing.assert_close(found[1], model.expected(name, scene.fox, scene.oak)[1])
+            assert not torch.allclose(found[0], model.expected(name, scene.fox, scene.oak)[0])
+        assert not other.named[name]._forward_hooks
+    assert not scene.model.named[name]._forward_hooks
+
+
+def test_a_refiner_without_such_a_layer_or_loras_has_no_branch(scene: Scene) -> None:
+    seam, name = scene.seam(mapped(scene, scene.model)), ATTENTION[0]
+    shares = {CANONICAL[name]: LayerShares((1, 1), (1, 0))}
+    other = FakeModel(scene.networks)
+    wider = SimpleNamespace(network_layer_mapping={name: torch.nn.Linear(SIZE + 1, SIZE)})
+    for refiner, loaded in (
+        (SimpleNamespace(network_layer_mapping={TEXT: other.named[TEXT]}), True),
+        (wider, True),
+        (mapped(scene, other), False),
+    ):
+        with seam.withheld(list(shares)):
+            seam.apply(shares)
+            listed = scene.networks.loaded_networks
+            scene.networks.loaded_networks = listed if loaded else []
+            seam.follow_model(refiner)
+            hooks = [layer._forward_hooks for layer in refiner.network_layer_mapping.values()]
+            assert not any(hooks)
+            scene.networks.loaded_networks = listed
+        seam.follow_model(mapped(scene, scene.model))
 
 
 def test_the_branch_gives_the_unconditional_rows_what_they_get(scene: Scene) -> None:
@@ -447,11 +543,7 @@ def test_what_depends_on_the_weight_is_what_the_host_makes_of_each_side(
     with seam.withheld([CANONICAL[name]]), torch.no_grad():
         seam.apply({CANONICAL[name]: LayerShares((1, 0.6), unconditional)})
         seam.branches.rows.tell(2, ((1, 2),))
-        if scene.model.functional:
-            output = scene.networks.network_forward(layer, scene.model.probe, lambda one, given: one(given))
-        else:
-            scene.networks.network_apply_weights(layer)
-            output = layer(scene.model.probe)
+        output = called(scene, layer)
     for row in (0, 1):
         torch.testing.assert_close(output[row], expected[row][row])
     assert (expected[0][1] - expected[1][1]).abs().max() > 1e-2

@@ -93,9 +93,18 @@ class A1111Host:
         """Nothing: a layer is merged when it is called, so there is nothing to withhold any earlier."""
 
     def telling_rows(self, sampler: Any, seam: A1111Seam) -> AbstractContextManager[None]:
-        """The rows of the CFG denoiser's batches; before each, branches follow the weights of their LoRAs."""
-        unet = seam.model.model.diffusion_model
-        return telling_rows(sampler.model_wrap_cfg, unet, seam.branches.rows, seam.follow_multipliers)
+        """The rows of the CFG denoiser's batches; before each, branches follow the weights of their LoRAs,
+        and after a switch to a refiner the model.
+        """
+        from modules import shared
+
+        return telling_rows(
+            sampler.model_wrap_cfg,
+            lambda: seam.model.model.diffusion_model,
+            seam.branches.rows,
+            seam.follow_multipliers,
+            lambda: seam.follow_model(shared.sd_model),
+        )
 
     def noise_progress(self, sampler: Any, level: float) -> float:
         """Progress from the level that ``sampler`` gives the denoiser: a sigma, or the timestep itself."""

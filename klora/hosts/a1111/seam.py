@@ -94,7 +94,7 @@ class A1111Seam:
     def _updown(self, network: Any, layer: str) -> tuple[Tensor, Tensor | None]:
         """(dW, change of the bias) as the host would add them to the clean weight."""
         host_name = self._host_names[layer]
-        weight = self._clean_weight(network.modules[host_name].sd_module)
+        weight = self._clean_weight(self._target(host_name))
         return updown(network, host_name, weight, layer)
 
     def _clean_weight(self, layer: nn.Module) -> Tensor:
@@ -117,8 +117,7 @@ class A1111Seam:
         networks = networks_key(self._cast[:2], contested.values())
         if networks is None:
             return None
-        modules = self._cast[0].modules
-        shapes = {name: tuple(modules[host].sd_module.weight.shape) for name, host in contested.items()}
+        shapes = {name: tuple(self._target(host).weight.shape) for name, host in contested.items()}
         geometry = [(name, list(shape)) for name, shape in shapes.items()]
         return ["a1111", *networks, geometry, delta_digest(self, shapes)]
 
@@ -162,6 +161,18 @@ class A1111Seam:
             self._branch(layer, shares)
         self._multipliers = multipliers
 
+    def follow_model(self, model: Any) -> None:
+        """A refiner has taken over: put the branches beside its layers, by its weights.
+
+        The host may have read it into the same model, or keep both in memory.
+        """
+        self.model = model
+        branched = dict(self._branched)
+        for kept in (self.branches, self._row_deltas, self._branched):
+            kept.clear()
+        for layer, shares in branched.items():
+            self._branch(layer, shares)
+
     def _multipliers_now(self) -> tuple[float, ...]:
         return tuple(_multiplier(network) for network in self._cast)
 
@@ -191,7 +202,7 @@ class A1111Seam:
     def _branch(self, layer: str, shares: LayerShares) -> None:
         host_name = self._host_names[layer]
         target = self._target(host_name)
-        if not isinstance(target, nn.Linear | nn.Conv2d):
+        if not isinstance(target, nn.Linear | nn.Conv2d) or not self._fits(host_name, target):
             return
         terms = self._terms(layer, shares)
         self.branches.put(target, layer, terms)
@@ -201,14 +212,27 @@ class A1111Seam:
             self._branched.pop(layer, None)
 
     def _target(self, host_name: str) -> Any:
+        """The layer of the model that is loaded; ``None`` where a refiner has none of this name.
+
+        A LoRA that was read while another checkpoint was loaded still names the layers of that, if the host
+        keeps several in memory.
+        """
+        layers = getattr(self.model, "network_layer_mapping", None)
+        if layers:
+            return layers.get(host_name)
         return next(one.modules[host_name].sd_module for one in self._cast if host_name in one.modules)
 
+    def _fits(self, host_name: str, target: nn.Linear | nn.Conv2d) -> bool:
+        """Whether the layer has the shape that the LoRAs were read for; a refiner's of this name may not."""
+        read_for = (one.modules[host_name].sd_module for one in self._cast if host_name in one.modules)
+        return all(layer.weight.shape == target.weight.shape for layer in read_for)
+
     def _terms(self, layer: str, shares: LayerShares) -> Sequence[Term]:
-        host_name = self._host_names[layer]
+        host_name, loaded = self._host_names[layer], self._networks.loaded_networks
         differing = [
             (place, difference)
             for place, difference in enumerate(shares.difference)
-            if difference and host_name in self._cast[place].modules
+            if difference and host_name in self._cast[place].modules and _is_among(self._cast[place], loaded)
         ]
         if differing and not self._is_sum(host_name):
             return [(1.0, self._between(layer, shares))]
