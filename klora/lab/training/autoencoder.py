@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from klora.lab.model import LATENT_FACTOR, LATENT_SCALE, SIZE, build_autoencoder, in_parts, to_signed
-from klora.lab.training.loop import Loop, Plan, device
+from klora.lab.training.loop import Loop, Plan, device, halved
 from klora.lab.world.drawing import kinds_in_style
 from klora.lab.world.kinds import KINDS
 from klora.lab.world.styles import BASE_STYLES, HELD_OUT_STYLES
@@ -63,7 +63,7 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
 
 def autoencoder_loss(model: nn.Module, true: Tensor, generator: torch.Generator) -> Tensor:
     """Loss of one batch [b, 3, h, w] in -1 to 1: reconstruction and a whisper of KL."""
-    with torch.autocast(true.device.type, dtype=torch.bfloat16):
+    with halved(true.device):
         posterior = model.encode(true).latent_dist  # type: ignore[operator]
         noise = torch.randn(posterior.mean.shape, generator=generator).to(true.device)
         latent = posterior.mean + posterior.std * noise
@@ -144,7 +144,7 @@ def refine(cache: Path, drawn: Tensor, plan: Plan, minutes: float) -> Loop:
         chosen = torch.randint(len(drawn), (WHOLE_BATCH,), generator=generator)
         noise = torch.randn(mean[chosen].shape, generator=generator)
         latent = (mean[chosen] + deviation[chosen] * noise).to(device())
-        with torch.autocast(latent.device.type, dtype=torch.bfloat16):
+        with halved(latent.device):
             made = loop.model.decode(latent).sample  # type: ignore[operator]
         return picture_loss(made.float(), to_signed(drawn[chosen]).to(device()))
 

@@ -24,7 +24,7 @@ from klora.lab.training.lessons import (
     of_kinds,
     trial,
 )
-from klora.lab.training.loop import Loop, Plan, device
+from klora.lab.training.loop import Loop, Plan, device, halved
 from klora.lab.world.kinds import SUBJECTS
 from klora.lab.world.styles import STYLE_NAMES
 
@@ -116,7 +116,7 @@ def train_kind_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
         seen = small.seen(chosen, generator, colours=True)
-        with torch.autocast(device().type, dtype=torch.bfloat16):
+        with halved(device()):
             scores = loop.model(seen)
         kinds = small.lessons.kind[chosen].to(device())
         return functional.cross_entropy(scores.float(), kinds, label_smoothing=0.05)
@@ -135,7 +135,7 @@ def train_thing_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
         is_recoloured = bool(torch.rand(1, generator=generator) < RECOLOURED)
         seen = small.seen(chosen, generator, colours=is_recoloured)
-        with torch.autocast(device().type, dtype=torch.bfloat16):
+        with halved(device()):
             scores = loop.model(seen)
         return thing_loss(scores.float(), small.lessons.things[chosen].to(device()))
 
@@ -154,7 +154,7 @@ def train_style_judge(cache: Path, lessons: Drawings, others: Tensor, plan: Plan
         is_other = torch.rand(BATCH, generator=generator) < 0.6
         shown = torch.where(is_other[:, None, None, None], others[chosen], lessons.drawn[chosen])
         seen = distort(to_signed(shown), generator, colours=False)
-        with torch.autocast(device().type, dtype=torch.bfloat16):
+        with halved(device()):
             scores = loop.model(seen.to(device()))
         return functional.cross_entropy(
             scores.float(), lessons.style[chosen].to(device()), label_smoothing=0.05

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ from torch import Tensor, nn
 def device() -> torch.device:
     """Where training happens: a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def halved(where: torch.device) -> AbstractContextManager[Any]:
+    """Compute in bfloat16 where the device has instructions for it; elsewhere that takes 15 times as long as
+    full precision (measured with AVX2).
+    """
+    has_it = where.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast(where.type, dtype=torch.bfloat16) if has_it else nullcontext()
 
 
 LossFunction = Callable[[torch.Generator], Tensor]
