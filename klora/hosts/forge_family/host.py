@@ -14,12 +14,15 @@ from klora.hosts.common.checks import check_base_model, loaded_family
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
-from klora.hosts.forge_family.reading import read_again
+from klora.hosts.forge_family.reading import read_again, tagged_names
 from klora.hosts.forge_family.seam import Checkpoint, FamilySeam
 from klora.schedule import Expected, noise_progress
+from klora.settings import Settings
 
 #: Where the seam of a job's latest pass hangs on ``p``, because the host tells of a refiner by ``p`` alone.
 _SEAM = "klora_forge_family_seam"
+#: And the LoRAs of its tags, in their order.
+_TAGGED = "klora_forge_family_tagged"
 
 
 class FamilyHost(ABC):
@@ -68,10 +71,18 @@ class FamilyHost(ABC):
         is_hires: bool,
         seam: FamilySeam,
     ) -> None:
-        self.read(p, names, rewritten, is_hires)
-        denoiser = self.denoiser(p.sd_model, seam.paths)
+        renamed = _renamed(getattr(p, _TAGGED), _tagged(p, is_hires))
+        if renamed and rewritten:
+            raise PairError(
+                f"the refiner has other LoRAs ({', '.join(renamed.values())}), which cannot take the place "
+                f"of a pair that is rewritten; set {Settings.declaration('transform').label} to none, or "
+                "empty the WebUI's setting Lora Replacements."
+            )
+        self.read(p, [renamed.get(name, name) for name in names], rewritten, is_hires)
+        paths = [_known(renamed.get(name, name)).path for name in seam.names]
+        denoiser = self.denoiser(p.sd_model, paths)
         if denoiser is not None:
-            p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model))
+            p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model), paths)
 
     def read(
         self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], is_hires: bool
@@ -88,12 +99,11 @@ class FamilyHost(ABC):
         assert denoiser is not None, "all files are applied"
         seam = FamilySeam(names, paths, denoiser, _checkpoint(model))
         setattr(p, _SEAM, seam)
+        setattr(p, _TAGGED, _tagged(p, bool(getattr(p, "is_hr_pass", False))))
         return seam
 
     def _path(self, model: Any, name: str) -> str:
-        known = library.find(name)
-        if known is None:
-            raise library.not_found(name)
+        known = _known(name)
         check_base_model(model, known.path, name)
         if not self.is_applied(model, known.path):
             raise PairError(
@@ -120,6 +130,26 @@ class FamilyHost(ABC):
         import torch
 
         return noise_progress(float(predictor.timestep(torch.tensor([level], dtype=torch.float32))[0]))
+
+
+def _known(name: str) -> library.KnownLora:
+    known = library.find(name)
+    if known is None:
+        raise library.not_found(name)
+    return known
+
+
+def _tagged(p: Any, is_hires: bool) -> Sequence[str]:
+    """The LoRAs of a prompt's tags, by the names of their files."""
+    found = map(library.find, tagged_names(p, is_hires))
+    return [known.name if known is not None else "" for known in found]
+
+
+def _renamed(before: Sequence[str], after: Sequence[str]) -> Mapping[str, str]:
+    """What the host has put in the place of LoRAs for a refiner, as Forge Neo can: by tag, name for name."""
+    if len(before) != len(after):
+        return {}
+    return {one: other for one, other in zip(before, after, strict=True) if one != other and other}
 
 
 def _checkpoint(model: Any) -> Checkpoint:

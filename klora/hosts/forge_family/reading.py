@@ -116,8 +116,7 @@ def activate_again(p: Any, is_hires: bool) -> None:
     """
     from modules import extra_networks
 
-    data = getattr(p, "hr_extra_network_data", None) if is_hires else None
-    tags = (p.extra_network_data if data is None else data)["lora"]
+    tags = _tags(p, is_hires)
     lora = extra_networks.extra_network_registry["lora"]
     p.sd_model.current_lora_hash = ""
     try:
@@ -126,6 +125,17 @@ def activate_again(p: Any, is_hires: bool) -> None:
         _seen.clear()
         p.sd_model.current_lora_hash = ""
         raise
+
+
+def tagged_names(p: Any, is_hires: bool) -> list[str]:
+    """What the LoRA tags of a prompt name, the hires prompt's if it ``is_hires``."""
+    return [str(tag.positional[0]) for tag in _tags(p, is_hires) if tag.positional]
+
+
+def _tags(p: Any, is_hires: bool) -> list[Any]:
+    data = getattr(p, "hr_extra_network_data", None) if is_hires else None
+    tags: list[Any] = (p.extra_network_data if data is None else data)["lora"]
+    return tags
 
 
 def _names(tags: Iterable[Any]) -> list[str]:

@@ -194,16 +194,19 @@ class FamilySeam:
         """Whether a pass is under way."""
         return self._held is not None
 
-    def follow(self, denoiser: PatchedDenoiser, checkpoint: Checkpoint) -> Any:
+    def follow(self, denoiser: PatchedDenoiser, checkpoint: Checkpoint, paths: Sequence[str]) -> Any:
         """The refiner takes over and is not yet loaded: the patcher to be loaded for it.
 
-        Layers that the refiner has not, or in another size, are left to the host. The shares stay.
+        ``paths`` are those of the cast's files by now. Layers that the refiner has not, or in another size,
+        are left to the host. The shares stay.
         """
         assert self._held is not None, "a pass is under way"
         sizes, shares = self._sizes, self._regions.shares
         self._branches.clear()
         self._denoiser.make_way(denoiser)
         self._watch_over(denoiser.unet)
+        if tuple(paths) != self.paths:
+            self.paths, self._on_disk = tuple(paths), LayersOnDisk(paths)
         self._attach(denoiser, checkpoint)
         self._layers = {
             name: layer for name, layer in self._layers.items() if sizes.get(name) == self._sizes[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from klora.errors import HostError, KloraError, LoraFileError, PairError
+from klora.hosts.common.protocol import NOTHING_REWRITTEN
+from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge import ForgeHost
 from klora.hosts.model_patcher import ModelPatcherHost
 from klora.hosts.which import this_host
@@ -151,12 +154,12 @@ def test_a_dialect_that_the_host_cannot_read(webui: FakeWebUI, loras: list[Lora]
     assert torch.equal(webui.own_picture(given, fox=1.0), base)
 
 
-def refined(webui: FakeWebUI, seed: int) -> Any:
+def refined(webui: FakeWebUI, seed: int, rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN) -> Any:
     """The refiner takes over in the middle of a pass: another checkpoint, activated and loaded."""
     p = webui.job_in_progress
     p.sd_model = webui.checkpoint(seed)
     webui.activate(p, p.extra_network_data["lora"])
-    webui.adapter.after_activation(p, ("fox", "ink"))
+    webui.adapter.after_activation(p, names, rewritten)
     webui.load()
     return p
 
@@ -183,6 +186,34 @@ def test_a_refiner_gets_the_shares_and_the_branches(webui: FakeWebUI, loras: lis
         assert not [one for one in model.modules() if one._forward_hooks or one._forward_pre_hooks]
     webui.own_picture(given)
     assert all(torch.equal(value, clean[name]) for name, value in webui.state().items())
+
+
+@forge_and_neo
+def test_loras_that_the_host_replaces_for_a_refiner_are_followed(webui: FakeWebUI, loras: list[Lora]) -> None:
+    """As Forge Neo does by its setting Lora Replacements: it renames the tags and activates those."""
+    given, clean = batch(4), Model(seed=5).state_dict()
+    with sampling(webui, ("fox", "oak")) as seam:
+        seam.apply(everywhere(seam, 0.5, 1.0, rows=(0.5, 0.0)))
+        webui.run(given, (0, 1))
+        webui.job_in_progress.extra_network_data["lora"][1].positional[0] = "ink"
+        refined(webui, seed=5, names=("fox", "oak"))
+        found = webui.run(given, (0, 1))
+        fox: Any = dict.fromkeys(IN_FORWARD_ORDER, 0.5)
+        for rows, ink in ((slice(0, 2), 1.0), (slice(2, 4), 0.0)):
+            wanted = expected(clean, loras[:2], {"fox": fox, "ink": ink}, given)
+            torch.testing.assert_close(found[rows], wanted[rows], rtol=1e-4, atol=1e-4)
+    webui.own_picture(given)
+    assert all(torch.equal(value, clean[name]) for name, value in webui.state().items())
+
+
+@forge_and_neo
+def test_loras_that_cannot_be_followed_to_a_refiner_stop_its_first_forward(webui: FakeWebUI) -> None:
+    with sampling(webui, ("fox", "ink")) as seam:
+        seam.apply(everywhere(seam, 1.0, 1.0))
+        webui.job_in_progress.extra_network_data["lora"][1].positional[0] = "oak"
+        refined(webui, seed=5, rewritten={"fox": RewrittenLora({}, "a mark")})
+        with pytest.raises(PairError, match="the refiner has other LoRAs"):
+            webui.run(batch())
 
 
 @forge_and_neo
