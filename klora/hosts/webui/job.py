@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from klora.errors import HostError, KloraError, LoraFileError, PairError
+from klora.errors import HostError, KloraError, PairError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
 from klora.hosts.common.checks import check_base_model
@@ -20,6 +20,7 @@ from klora.hosts.common.protocol import WebUIHost
 from klora.hosts.common.rewriting import RewrittenLora, rewritten_loras
 from klora.hosts.webui import axes, infotext, pair_tags, preset_shelf, prompts, windows
 from klora.hosts.webui.bracket import Pass, bracket, refuse
+from klora.hosts.webui.pass_cast import PassCast
 from klora.hosts.webui.progress import with_progress
 from klora.hosts.webui.roles import Roles, assign, tags_in
 from klora.hosts.which import this_host
@@ -58,49 +59,6 @@ def reads_windows(arguments: Sequence[object]) -> bool:
     return bool(setting.parse(arguments[place])) if place < len(arguments) else bool(setting.default)
 
 
-@dataclass
-class _PassCast:
-    """What K-LoRA does in one pass.
-
-    ``settings`` are those of the pair, ``None`` where none is to be fused; ``roles`` the LoRAs of the pair,
-    ``windows`` all windows by name, ``left_out`` a sentence about LoRAs that are not applied.
-    """
-
-    settings: Settings | None = None
-    roles: Roles | None = None
-    windows: windows.Windows = field(default_factory=dict)
-    left_out: str | None = None
-
-    @property
-    def names(self) -> set[str]:
-        """All LoRAs that K-LoRA has to do with."""
-        pair = () if self.roles is None else (self.roles.content, self.roles.style)
-        return {name for name in (*pair, *self.windows) if name is not None}
-
-    def check(self, unusable: Mapping[str, KloraError], where: str = "") -> None:
-        """Raise an error for an incomplete pair or a LoRA that the host cannot load.
-
-        One beside the pair is left out where the user wants the picture all the same: on some hosts it would
-        take every other LoRA with it.
-        """
-        roles, settings = self.roles, self.settings
-        assert roles is not None
-        assert settings is not None
-        if roles.problem is not None:
-            raise PairError(roles.problem.removesuffix(".") + f" {where}".rstrip() + ".")
-        for name in (roles.content, roles.style):
-            if name is not None and name in unusable:
-                raise unusable[name]
-        for name, error in unusable.items():
-            if settings.incomplete == "stop":
-                raise LoraFileError(
-                    f"LoRA {name} stands in the prompt beside the pair and cannot be loaded: {error.reason}",
-                    file=name,
-                )
-        if unusable:
-            self.left_out = "left out, because they cannot be loaded: " + ", ".join(unusable)
-
-
 class Job:
     """K-LoRA's part in one job. Its methods are called in the order of the script's callbacks."""
 
@@ -114,8 +72,8 @@ class Job:
         self._fallback: str | None = None
         self._rewritten: tuple[Hashable, Mapping[str, RewrittenLora]] = (None, {})
         self._holds_rewritten = False
-        self._first = _PassCast(settings)
-        self._hires = _PassCast(settings)
+        self._first = PassCast(settings)
+        self._hires = PassCast(settings)
 
     @staticmethod
     def begin(arguments: Sequence[object], p: Any) -> Job | None:
@@ -136,7 +94,7 @@ class Job:
     def arrange_prompts(self, p: Any) -> None:
         """Before the host reads the LoRA tags of a batch: cast the roles, add and remove tags."""
         self._fallback = None  # of a former batch
-        self._first, self._hires = _PassCast(self._base), _PassCast(self._base)
+        self._first, self._hires = PassCast(self._base), PassCast(self._base)
         self._try(p, lambda: self._arrange_tag(p))
         self._try(p, lambda: self._arrange_windows(p))
         if self._first.settings is not None:
@@ -189,12 +147,12 @@ class Job:
         if told.names and not is_off:
             self._try(p, lambda: self._exchange_loras(p, told, is_hires), told)
 
-    def _exchange_loras(self, p: Any, told: _PassCast, is_hires: bool) -> None:
+    def _exchange_loras(self, p: Any, told: PassCast, is_hires: bool) -> None:
         found = self._rewritten_for(p, told)
         this_host().after_activation(p, told.names, found, is_hires=is_hires)
         self._holds_rewritten = bool(found)
 
-    def _rewritten_for(self, p: Any, told: _PassCast) -> Mapping[str, RewrittenLora]:
+    def _rewritten_for(self, p: Any, told: PassCast) -> Mapping[str, RewrittenLora]:
         """What the transform makes of the pair of a pass; the same for all batches with the same pair."""
         roles, settings = told.roles, told.settings
         if not self._fuses_pair(told) or settings is None or roles is None:
@@ -209,7 +167,7 @@ class Job:
             self._rewritten = (key, rewritten_loras(content, style, settings))
         return self._rewritten[1]
 
-    def _cast_of(self, p: Any) -> _PassCast:
+    def _cast_of(self, p: Any) -> PassCast:
         return self._hires if _is_hires(p) else self._first
 
     def note_batch(self, p: Any) -> None:
@@ -220,7 +178,7 @@ class Job:
         if settings is not None and self._error is None:
             self._error = attempted(lambda: self._write_infotext(p, told, settings))
 
-    def _write_infotext(self, p: Any, told: _PassCast, settings: Settings) -> None:
+    def _write_infotext(self, p: Any, told: PassCast, settings: Settings) -> None:
         roles = told.roles
         pair = _named_pair(roles) if roles is not None and roles.problem is None else None
         note = "; ".join(filter(None, (told.left_out, _note_of_guidance(settings, p))))
@@ -238,7 +196,7 @@ class Job:
         def make(items: list[str]) -> Any:
             return extra_networks.ExtraNetworkParams(items=items)
 
-        names, told = library.aliases(), _PassCast(self._hires_settings(p, tags))
+        names, told = library.aliases(), PassCast(self._hires_settings(p, tags))
         self._hires = told
         if self._reads_windows:
             told.windows = windows.taken_out_of_parsed(tags, windows.our_keys(), names, make)
@@ -271,7 +229,7 @@ class Job:
         if self._error is not None:
             refuse(p.sampler, self._error)
 
-    def _fuses_pair(self, told: _PassCast) -> bool:
+    def _fuses_pair(self, told: PassCast) -> bool:
         settings = told.settings
         return settings is not None and settings.mode == "K-LoRA" and self._fallback is None
 
@@ -325,7 +283,7 @@ class Job:
         """Whether the user wants to see what won where."""
         return bool(self.settings.show_plan)
 
-    def _try(self, p: Any, action: Callable[[], None], told: _PassCast | None = None) -> None:
+    def _try(self, p: Any, action: Callable[[], None], told: PassCast | None = None) -> None:
         """Do ``action``; on an error remember it, or fall back to adding, as the user chose."""
         if self._error is not None or self._fallback is not None:
             return

@@ -154,7 +154,12 @@ def test_a_dialect_that_the_host_cannot_read(webui: FakeWebUI, loras: list[Lora]
     assert torch.equal(webui.own_picture(given, fox=1.0), base)
 
 
-def refined(webui: FakeWebUI, seed: int, rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN) -> Any:
+def refined(
+    webui: FakeWebUI,
+    seed: int,
+    rewritten: Mapping[str, RewrittenLora] = NOTHING_REWRITTEN,
+    names: tuple[str, str] = ("fox", "ink"),
+) -> Any:
     """The refiner takes over in the middle of a pass: another checkpoint, activated and loaded."""
     p = webui.job_in_progress
     p.sd_model = webui.checkpoint(seed)
