@@ -549,6 +549,28 @@ def test_what_depends_on_the_weight_is_what_the_host_makes_of_each_side(
     assert (expected[0][1] - expected[1][1]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+def test_a_lora_whose_tag_stands_twice_counts_twice(scene: Scene, kind: str) -> None:
+    """The host adds it twice, so the contest and the branch count it twice."""
+    name = ATTENTION[0]
+    layer, once = scene.model.named[name], scene.seam()
+    delta, key = once.deltas(CANONICAL[name])[1], once.score_key()
+    if kind == "dora":
+        scene.oak.modules[name] = DoraModule(scene.oak.modules[name], torch.linspace(1.0, 3.0, SIZE))
+    scene.networks.loaded_networks = [scene.fox, scene.ink, scene.ink]
+    if kind == "dora":
+        scene.networks.loaded_networks.append(scene.oak)
+    seam = scene.seam()
+    torch.testing.assert_close(seam.deltas(CANONICAL[name])[1], 2 * delta)
+    assert seam.score_key() != key
+    expected = own_outputs(scene, name, 1.0, 0.25 * 0.7, 1.0)
+    with seam.withheld([CANONICAL[name]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 1), (1, 0.25))})
+        seam.branches.rows.tell(2, ((1, 2),))
+        found = called(scene, layer)
+    torch.testing.assert_close(found[1], expected[1])
+
+
 def test_the_delta_of_a_branch_is_formed_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     seam, name, formed = scene.seam(), ATTENTION[0], []
     own = A1111Seam._formed

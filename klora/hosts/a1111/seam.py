@@ -86,10 +86,11 @@ class A1111Seam:
     def _scored_delta(self, network: Any, layer: str) -> Tensor:
         # A LoRA that another extension fades in or out is weighed as if it were in.
         with at_full_weight(network):
-            return self._delta(network, layer)
+            return self._updown(network, layer)[0] * self._times(network)
 
-    def _delta(self, network: Any, layer: str) -> Tensor:
-        return self._updown(network, layer)[0]
+    def _times(self, network: Any) -> int:
+        """How often the host adds a network: once for each of its tags, always by the weight of the last."""
+        return max(1, sum(one is network for one in self._networks.loaded_networks))
 
     def _updown(self, network: Any, layer: str) -> tuple[Tensor, Tensor | None]:
         """(dW, change of the bias) as the host would add them to the clean weight."""
@@ -109,7 +110,7 @@ class A1111Seam:
     def score_key(self) -> Hashable:
         """Both files as they are on disk, how strong they are applied, and the checkpoint."""
         checkpoint = getattr(getattr(self.model, "sd_checkpoint_info", None), "filename", None)
-        return (checkpoint, *(_network_key(network) for network in self._cast[:2]))
+        return (checkpoint, *((_network_key(one), self._times(one)) for one in self._cast[:2]))
 
     def lasting_key(self) -> Sequence[object] | None:
         """The same by what the files hold, with a sample of what the host has read of them."""
@@ -119,7 +120,8 @@ class A1111Seam:
             return None
         shapes = {name: tuple(self._target(host).weight.shape) for name, host in contested.items()}
         geometry = [(name, list(shape)) for name, shape in shapes.items()]
-        return ["a1111", *networks, geometry, delta_digest(self, shapes)]
+        times = list(map(self._times, self._cast[:2]))
+        return ["a1111", *networks, times, geometry, delta_digest(self, shapes)]
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
@@ -273,6 +275,7 @@ class A1111Seam:
             with at_full_weight(network):
                 kept = self._row_deltas[place, layer] = _multiplier(network), self._read(place, layer)
         formed_at, delta = kept
+        difference *= self._times(network)
         return (difference * _multiplier(network) / formed_at if formed_at else difference), delta
 
     def _read(self, place: int, layer: str) -> RowDelta:
