@@ -174,3 +174,20 @@ def test_sdxl(webui: FamilyWebUI) -> None:
     assert webui.txt2img("a cat ").pixels == base.pixels
     with pytest.raises(RefusedError, match=r"made for SD1, but the loaded .* SDXL"):
         webui.txt2img(PAIR, {})
+
+
+def test_loras_that_the_host_replaces_for_a_refiner(webui: FamilyWebUI) -> None:
+    """Its setting *Lora Replacements*; ground truth is the host's own picture of the winner."""
+    refined = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
+    before = webui.call("/sdapi/v1/options")["refiner_lora_replacement"]
+    webui.options(refiner_use_steps=True)
+    plain = webui.txt2img(f"a cat {STYLE}", **refined).pixels
+    webui.options(refiner_lora_replacement="style-sd1-a=third-sd1-a")
+    try:
+        added = webui.txt2img(PAIR, **refined).pixels
+        for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
+            only = webui.txt2img(f"a cat {winner}", **refined).pixels
+            assert webui.txt2img(PAIR, settings, **refined).pixels == only
+            assert only not in (added, plain)
+    finally:
+        webui.options(refiner_lora_replacement=before, refiner_use_steps=False)
