@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from typing import TextIO
 
 from tqdm import tqdm
 
@@ -44,24 +43,28 @@ def parser(wanted: Collection[str] = COMMANDS) -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; bad input is one line on stderr and exit status 2."""
-    for stream in (sys.stdout, sys.stderr):
-        _write_what_the_console_can(stream)
+    write_what_the_console_can()
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = parser(arguments).parse_args(arguments)
+    return answered(lambda: parsed.run(parsed))
+
+
+def answered(run: Callable[[], int]) -> int:
+    """The exit status of ``run``; bad input is one line on stderr and 2. Also for the lab's command line."""
     try:
-        status: int = parsed.run(parsed)
+        return run()
     except (KloraError, OSError) as error:
         _end_progress_bars()
-        told = error.reason if isinstance(error, KloraError) else error
+        told = error.reason if isinstance(error, KloraError) else " ".join(str(error).split())
         print(f"klora: {told}", file=sys.stderr)
         return 2
-    return status
 
 
-def _write_what_the_console_can(stream: TextIO) -> None:
+def write_what_the_console_can() -> None:
     """Let a console of few letters (cp1252, ASCII) show the others as escapes instead of failing."""
-    if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end_progress_bars() -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from klora.commands import plan
 from klora.errors import KloraError, SettingsError
+from klora.files.writing import made_folder
 
 #: Module -> what pip calls it; all are in the extra "lab".
 NEEDED = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow", "scipy": "scipy"}
 MOST_SEEDS = 16
+#: The largest seed that a WebUI has.
+LAST_SEED = 2**32 - 1
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,7 +27,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--style", metavar="NAME", nargs="+", default=[], help="styles (default: the first two)"
     )
     parser.add_argument(
-        "--hard", action="store_true", help="subjects that the model does not know even by kind"
+        "--hard",
+        action="store_true",
+        help="subjects that the model does not know even by kind; without --content",
     )
     parser.add_argument("--list", action="store_true", help="list the LoRAs and make nothing")
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: both trigger words)")
@@ -51,14 +56,16 @@ def run(arguments: Namespace) -> int:
 
     weights = arguments.weights or demo.WEIGHTS
     if arguments.list:
+        demo.check_weights(weights)
         for kind, names in demo.names(weights).items():
             print(f"{kind}: {', '.join(names) or 'none'}")
         return 0
     demo.settle_threads()
     pairs = demo.choose_pairs(arguments.content, arguments.style, weights, arguments.hard)
+    folder = made_folder(arguments.out)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     rows = demo.run(pairs, settings, seeds, prompt=arguments.prompt, steps=arguments.steps, weights=weights)
-    places = demo.save(rows, demo.plan_of(pairs[0], settings, arguments.steps), Path(arguments.out))
+    places = demo.save(rows, demo.plan_of(pairs[0], settings, arguments.steps), folder)
     print(f"{', '.join(pair.name for pair in pairs)}\n\n{demo.table(rows)}\n")
     print(f"The pictures, beside the true drawings: {places['pictures']}")
     print(f"What wins where in {pairs[0].name}: {places['plan']}")
@@ -71,7 +78,8 @@ def _check(arguments: Namespace) -> None:
         raise KloraError(
             f'the demo needs {", ".join(missing)}, not installed yet; run: python -m pip install -e ".[lab]"'
         )
-    for name, most in (("steps", plan.MOST_STEPS), ("seeds", MOST_SEEDS)):
+    bounds = {"steps": (1, plan.MOST_STEPS), "seeds": (1, MOST_SEEDS), "seed": (0, LAST_SEED)}
+    for name, (least, most) in bounds.items():
         value = getattr(arguments, name)
-        if not 1 <= value <= most:
-            raise SettingsError(f"K-LoRA: {name} is {value}; write a number from 1 to {most}.")
+        if not least <= value <= most:
+            raise SettingsError(f"K-LoRA: {name} is {value}; write a number from {least} to {most}.")

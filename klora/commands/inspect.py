@@ -29,7 +29,7 @@ def run(arguments: Namespace) -> int:
             status = 2
     if arguments.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
-    else:
+    elif found:
         print("\n\n".join(table(one) for one in found))
     return status
 

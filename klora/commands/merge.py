@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from klora.commands.plan import add_rule_options, settings_of
 from klora.files import LoraFile, read_lora
+from klora.files.conversion import check_target
 from klora.files.merging import FORMATS, write_merged
 from klora.planning import planner_of_files, rewritten
 from klora.planning.static import static_shares
@@ -34,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Merge, verify, and say what was written; raises `LoraFileError`, `PairError` and `SettingsError`."""
     settings = settings_of(arguments)
+    check_target(Path(arguments.out), overwrite=arguments.overwrite)
     content, style = read_lora(arguments.content), read_lora(arguments.style)
     shares = static_shares(planner_of_files(content, style, settings))
     made = write_merged(

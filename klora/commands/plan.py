@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from klora.errors import SettingsError
 from klora.example_pair import CONTENT, STYLE
-from klora.files.writing import write_text, write_with
-from klora.options import SettingValue
+from klora.files.writing import check_place, write_text, write_with
+from klora.options import Setting, SettingValue
 from klora.planning import folder_of_user, keep_scores_in, plan_files
 from klora.schedule import Plan
-from klora.settings import Settings, rule_settings
+from klora.settings import Settings
 
 #: More steps than any sampler is run with; a typing error should not fill the memory.
 MOST_STEPS = 10_000
+
+#: The WebUIs' sliders go from 1 to 30, their API takes more, and diffusers write 0 for no guidance. The
+#: setting ``guidance`` ends here, too.
+MOST_CFG_SCALE = 100
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,7 +58,7 @@ def add_rule_options(parser: ArgumentParser, **defaults: SettingValue) -> None:
     """Add an option for each setting of the rule: ``--other-layers fuse``; ``defaults`` by the name of the
     setting, where a command has others.
     """
-    for setting in rule_settings():
+    for setting in offered_settings():
         default = defaults.get(setting.name, setting.default)
         choices = "|".join(setting.choices).lower()
         parser.add_argument(
@@ -65,20 +70,20 @@ def add_rule_options(parser: ArgumentParser, **defaults: SettingValue) -> None:
         )
 
 
+def offered_settings() -> tuple[Setting, ...]:
+    """The settings of the rule that a user meets: neither settings nor choices that are for the lab alone."""
+    return tuple(replace(one, accepted=()) for one in Settings.offered() if one.scope == "rule")
+
+
 def settings_of(arguments: Namespace) -> Settings:
     """The settings that the options say; raises `SettingsError`."""
-    return Settings.from_mapping({one.name: getattr(arguments, one.name) for one in rule_settings()})
+    return Settings(**{one.name: one.parse(getattr(arguments, one.name)) for one in offered_settings()})
 
 
 def run(arguments: Namespace) -> int:
     """Make the plan, print its summary and write what was asked for."""
     settings = settings_of(arguments)
-    if not 1 <= arguments.steps <= MOST_STEPS:
-        raise SettingsError(f"K-LoRA: steps is {arguments.steps}; write a number from 1 to {MOST_STEPS}.")
-    if not 0 < arguments.strength <= 1:
-        raise SettingsError(
-            f"K-LoRA: strength is {arguments.strength:g}; write a number above 0 and up to 1."
-        )
+    _check(arguments)
     content, style = _files(arguments)
     keep_scores_in(folder_of_user())
     plan = plan_files(
@@ -98,6 +103,23 @@ def run(arguments: Namespace) -> int:
 
         write_with(arguments.picture, lambda draft: save_plan(plan, str(draft)))
     return 0
+
+
+def _check(arguments: Namespace) -> None:
+    """Raise `KloraError` for a number out of range, and for a file that cannot be written."""
+    if not 1 <= arguments.steps <= MOST_STEPS:
+        raise SettingsError(f"K-LoRA: steps is {arguments.steps}; write a number from 1 to {MOST_STEPS}.")
+    if not 0 < arguments.strength <= 1:
+        raise SettingsError(
+            f"K-LoRA: strength is {arguments.strength:g}; write a number above 0 and up to 1."
+        )
+    if not 0 <= arguments.cfg_scale <= MOST_CFG_SCALE:  # also refuses NaN
+        raise SettingsError(
+            f"K-LoRA: cfg-scale is {arguments.cfg_scale:g}; write a number from 0 to {MOST_CFG_SCALE}."
+        )
+    for written in (arguments.json, arguments.picture):
+        if written:
+            check_place(written)
 
 
 def _files(arguments: Namespace) -> tuple[Path, Path]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from klora.commands.plan import add_rule_options, settings_of
-from klora.errors import LoraFileError, SettingsError
+from klora.errors import KloraError, LoraFileError, SettingsError
 from klora.files import LoraFile, read_lora
-from klora.files.writing import write_text
+from klora.files.container import missing_file
+from klora.files.writing import check_place, write_text
 from klora.report import Ranking, rank_pairs, report_files
 from klora.report.page import ranking_page, report_page
 from klora.report.text import ranking_text, report_text
@@ -34,6 +35,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Print the report of two files, or the table of every pair of more."""
     settings = settings_of(arguments)
+    if arguments.html:
+        check_place(arguments.html)
     paths, is_table = _paths(arguments.files)
     if not is_table:
         report = report_files(paths[0], paths[1], settings, arguments.steps)
@@ -54,11 +57,12 @@ def _answer(arguments: Namespace, data: dict[str, Any], text: str, page: Any) ->
 
 
 def _paths(named: list[str]) -> tuple[list[Path], bool]:
-    """(the files, whether they are to be ranked)."""
+    """(the files, whether they are to be ranked); raises `KloraError` if that is no pair."""
     paths = [Path(one) for one in named]
     has_folder = any(path.is_dir() for path in paths)
     found = [file for path in paths for file in (_in_folder(path) if path.is_dir() else [path])]
     if len(found) < 2:
+        _refuse_missing(found)
         raise SettingsError(f"K-LoRA: {len(found)} LoRA file was named; a report needs two or more.")
     if len(found) > MOST_FILES:
         raise SettingsError(
@@ -68,8 +72,19 @@ def _paths(named: list[str]) -> tuple[list[Path], bool]:
     return found, has_folder or len(found) > 2
 
 
+def _refuse_missing(paths: list[Path]) -> None:
+    """Raise `LoraFileError` for a name of nothing, such as a folder's with a typing error in it."""
+    for path in paths:
+        if not path.exists():
+            raise missing_file(path)
+
+
 def _in_folder(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.rglob("*.safetensors") if one.is_file())
+    """The LoRA files of a folder and those in it; raises `KloraError` if there is none."""
+    found = sorted(one for one in folder.rglob("*.safetensors") if one.is_file())
+    if not found:
+        raise KloraError(f"there is no LoRA file (.safetensors) in {folder}.")
+    return found
 
 
 def _readable(paths: list[Path]) -> tuple[list[LoraFile], int]:

@@ -20,6 +20,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
+from klora.errors import LoraFileError
 from klora.files.defects import ReplacedFileError, defect_error, shown
 from klora.files.late_torch import Tensor, torch
 
@@ -233,24 +234,44 @@ def open_container(path: str | Path) -> Container:
     Raises `LoraFileError` for anything that is not a sound safetensors file, before a single tensor is read.
     """
     path = Path(path)
-    if path.suffix.lower() != ".safetensors":
-        raise defect_error(path.name, "only .safetensors files are read", "convert it to safetensors")
     try:
-        # Asked before opening: to open a pipe would block for ever.
-        regular = stat.S_ISREG(path.stat().st_mode)
-        if not regular:
-            raise defect_error(path.name, "it is not a regular file", "name the LoRA file itself")
+        _refuse_what_is_no_file(path)
         with path.open("rb") as stream:
             identity = Identity.of(os.fstat(stream.fileno()))
             header, data_start = _read_header(stream, identity.size, path.name)
     except FileNotFoundError as error:
-        raise defect_error(path.name, "there is no such file", "check the name and the folder") from error
+        raise missing_file(path) from error
     except (OSError, RuntimeError, ValueError) as error:
         # RuntimeError: pathlib's word for a loop of symbolic links; ValueError: a zero byte in the name.
         raise defect_error(path.name, f"it cannot be opened ({_reason(error)})", "check the file") from error
     metadata = _metadata(header.pop("__metadata__", None), path.name)
     entries = _entries(header, data_start, identity.size, path.name)
     return Container(path, identity, entries, metadata, data_start)
+
+
+def missing_file(path: Path) -> LoraFileError:
+    """The error for a LoRA file that is not there."""
+    return defect_error(_called(path), "there is no such file", "check the name and the folder")
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raise `LoraFileError` for a folder, another ending, and a pipe, which to open would block for ever;
+    ``OSError`` if there is nothing.
+
+    The ending is asked last: who names a folder, or forgets the ending, has nothing to convert.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise defect_error(_called(path), "it is a folder", "name the LoRA file itself")
+    if path.suffix.lower() != ".safetensors":
+        raise defect_error(path.name, "only .safetensors files are read", "convert it to safetensors")
+    if not stat.S_ISREG(mode):
+        raise defect_error(path.name, "it is not a regular file", "name the LoRA file itself")
+
+
+def _called(path: Path) -> str:
+    """The last part of the path; all of it where that is nothing, as in ``.`` and ``/``."""
+    return path.name or str(path)
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,7 @@ from klora.files.lora_file import LoraFile, read_lora
 from klora.files.models import BY_NAME, MODELS, BaseModel
 from klora.files.native import canonical_name, ldm_name
 from klora.files.recognition import Target
-from klora.files.writing import written_whole
+from klora.files.writing import check_place, written_whole
 
 Tensors = dict[str, Tensor]
 
@@ -263,16 +263,22 @@ def convert(source: str | Path, target: str | Path, dialect: str, *, overwrite: 
     if it cannot be written.
     """
     file, target = read_lora(source), Path(target)
-    if target.exists() and not overwrite:
-        raise defect_error(target.name, "it exists already", "choose another name or add --overwrite")
-    if target.suffix != ".safetensors":
-        raise defect_error(target.name, "only .safetensors files are written", "choose a name that ends so")
+    check_target(target, overwrite=overwrite)
     kept = {key: value for key, value in file.metadata.items() if not is_declaration(key)}
     tensors = {key: one.contiguous() for key, one in state_dict_in(file, dialect).items()}
     with written_whole(target) as draft:
         save_tensors(tensors, draft, kept)
         refuse_difference(file, read_lora(draft))
     return read_lora(target)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise `KloraError` unless a LoRA file may be written as ``target``; asked before the work."""
+    check_place(target)
+    if target.exists() and not overwrite:
+        raise defect_error(target.name, "it exists already", "choose another name or add --overwrite")
+    if target.suffix != ".safetensors":
+        raise defect_error(target.name, "only .safetensors files are written", "choose a name that ends so")
 
 
 def save_tensors(tensors: Tensors, draft: Path, metadata: Mapping[str, str]) -> None:

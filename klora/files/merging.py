@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from klora.files.conversion import Tensors, save_tensors, state_dict_in
+from klora.files.conversion import Tensors, check_target, save_tensors, state_dict_in
 from klora.files.defects import defect_error
 from klora.files.kinds import BIASES
 from klora.files.layer import LoraLayer
@@ -116,10 +116,7 @@ def write_merged(
     file cannot hold and if ``target`` exists, and `KloraError` if it cannot be written.
     """
     target = Path(target)
-    if target.suffix != ".safetensors":
-        raise defect_error(target.name, "only .safetensors files are written", "choose a name that ends so")
-    if target.exists() and not overwrite:
-        raise defect_error(target.name, "it exists already", "choose another name or add --overwrite")
+    check_target(target, overwrite=overwrite)
     _refuse_what_is_no_delta(content, style)
     layers = dict(merged_layers(content, style, shares))
     if not layers:

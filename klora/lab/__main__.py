@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from klora.__main__ import answered, write_what_the_console_can
 from klora.errors import KloraError
 from klora.lab import checkpoint
 from klora.lab.fronts import commands as benchmark
@@ -54,12 +55,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input is one line on stderr and exit status 2."""
+    write_what_the_console_can()
     chosen = parser().parse_args(arguments)
-    try:
-        return _run(chosen)
-    except KloraError as error:
-        print(f"klora: {error.reason}", file=sys.stderr)
-        return 2
+    return answered(lambda: _run(chosen))
 
 
 def _run(chosen: argparse.Namespace) -> int:

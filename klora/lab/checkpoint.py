@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -166,23 +166,35 @@ def write_text_folder(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
+def check_weights(weights: Path, files: Sequence[str]) -> None:
+    """Raise `KloraError` if one of the lab's ``files`` is not in the folder ``weights``."""
+    for name in files:
+        if not (weights / name).is_file():
+            raise KloraError(
+                f"{name} is not in {weights}; name another folder, or train the lab: "
+                "python -m klora.lab train"
+            )
+
+
 def install(weights: Path, webui: Path) -> Path:
     """Put the checkpoint, its settings, its text encoder's folder and the LoRAs where a WebUI looks for them.
 
-    Raises `KloraError` if ``webui`` is no WebUI's folder.
+    Raises `KloraError` if ``webui`` is no WebUI's folder, or ``weights`` has no checkpoint.
     """
     import shutil
 
+    files = [f"{NAME}{suffix}" for suffix in (".safetensors", ".yaml")]
+    check_weights(weights, files)
     target = webui / "models" / "Stable-diffusion"
     if not target.is_dir():
         raise KloraError(f"{webui} is no WebUI's folder: it has no models/Stable-diffusion; name another.")
-    for suffix in (".safetensors", ".yaml"):
-        shutil.copy2(weights / f"{NAME}{suffix}", target / f"{NAME}{suffix}")
+    for file in files:
+        shutil.copy2(weights / file, target / file)
     write_text_folder(target / NAME)
     loras = webui / "models" / "Lora"
     loras.mkdir(exist_ok=True)
-    for file in sorted((weights / "loras").glob("*.safetensors")):
-        shutil.copy2(file, loras / file.name)
+    for lora in sorted((weights / "loras").glob("*.safetensors")):
+        shutil.copy2(lora, loras / lora.name)
     return target / f"{NAME}.safetensors"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from klora.errors import KloraError
+from klora.files.writing import made_folder
 from klora.lab import checkpoint, judges, scoring, sheets, truth
 from klora.lab.fronts import glance
 from klora.lab.fronts.methods import Method, method
@@ -56,9 +57,7 @@ def names(weights: Path = WEIGHTS) -> dict[str, list[str]]:
 
 def check_weights(weights: Path) -> None:
     """Raise `KloraError` if a file of the lab is missing."""
-    for name in (f"{checkpoint.NAME}.safetensors", judges.NAME, truth.NAME):
-        if not (weights / name).exists():
-            raise KloraError(f"{name} is not in {weights}; train the lab: python -m klora.lab train")
+    checkpoint.check_weights(weights, (f"{checkpoint.NAME}.safetensors", judges.NAME, truth.NAME))
 
 
 def choose_pairs(
@@ -66,9 +65,14 @@ def choose_pairs(
 ) -> list[Pair]:
     """Every named subject with every named style; where none is named, the first of their half.
 
-    ``hard`` takes strangers in place of individuals where no subject is named. Raises `KloraError` for an
-    unknown name, for subjects and styles of two halves, and where no LoRA is there.
+    ``hard`` takes strangers in place of individuals; a subject that is named says itself which it is, so both
+    together are refused. Raises `KloraError` also for an unknown name, for subjects and styles of two halves,
+    and where no LoRA is there.
     """
+    if hard and contents:
+        raise KloraError(
+            "--hard chooses among strangers by itself and cannot be combined with --content; leave one out."
+        )
     check_weights(weights)
     named = [_known(name, (INDIVIDUAL, STRANGER)) for name in contents]
     named += [_known(name, (STYLE,)) for name in styles]
@@ -148,7 +152,7 @@ def plan_of(pair: Pair, settings: Settings, steps: int) -> Plan:
 
 def save(rows: Sequence[Shown], plan: Plan, folder: Path) -> dict[str, Path]:
     """Write the contact sheet, and the picture of the first pair's plan; returns what is where."""
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     several = len({one.seed for one in rows}) > 1
     sheet = sheets.labelled_sheet(
         [list(one.pictures.values()) for one in rows],

@@ -56,8 +56,9 @@ def recipes_of(kind: str, half: str, names: Sequence[str] | None = None) -> list
 
 def _spread(styles: list[Recipe], place: int, spread: int | None) -> list[Recipe]:
     """All styles, or ``spread`` of them from a place on that moves with the subject."""
-    count = len(styles) if spread is None else min(spread, len(styles))
-    return [styles[(place + step) % len(styles)] for step in range(count)] if spread else styles
+    if spread is None:
+        return styles
+    return [styles[(place + step) % len(styles)] for step in range(min(spread, len(styles)))]
 
 
 def all_pairs(
@@ -71,8 +72,10 @@ def all_pairs(
     """Every subject of a world's half with every style of the half, subject by subject.
 
     With ``spread`` each subject with that many styles, which rotate, so that all are met alike. Raises
-    `KloraError` for a file that is missing.
+    `KloraError` for a file that is missing and for a spread below 1.
     """
+    if spread is not None and spread < 1:
+        raise KloraError(f"--spread is {spread}; write a number of at least 1.")
     pairs = [
         Pair(content, style, folder)
         for place, content in enumerate(recipes_of(WORLDS[world], half, subjects))

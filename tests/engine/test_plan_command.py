@@ -13,8 +13,9 @@ import pytest
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from klora.__main__ import main
+from klora.__main__ import main, parser
 from klora.rules import RULES, Rule
+from klora.settings import Settings, rule_settings
 from tests.engine.lora_files import ATTENTION, BLOCK, FEED_FORWARD, write_lora
 from tests.engine.slow_formula import magnitudes, product
 from tests.published import PUBLISHED_OPTIONS
@@ -173,6 +174,10 @@ def test_layers_of_different_size(capsys: Capture, tmp_path: Path) -> None:
         (["--steps", "0"], "steps is 0"),
         (["--steps", "100000"], "steps is 100000"),
         (["--strength", "0"], "strength"),
+        (["--cfg-scale", "nan"], "cfg-scale is nan; write a number from 0 to 100."),
+        (["--cfg-scale", "inf"], "cfg-scale is inf; write a number from 0 to 100."),
+        (["--cfg-scale", "-3"], "cfg-scale is -3; write a number from 0 to 100."),
+        (["--cfg-scale", "100.5"], "cfg-scale is 100.5; write a number from 0 to 100."),
         (["--keep", "2"], "keep"),
         (["--guidance", "0.5"], "guidance"),
         (["--rule", "k-loda"], "rule"),
@@ -208,6 +213,7 @@ def plan_of(pair: list[str], folder: Path, *options: str) -> dict[str, object]:
 
 
 OFFERED = [rule for rule in RULES if not rule.is_for_lab_only]
+OF_THE_LAB = [rule for rule in RULES if rule.is_for_lab_only]
 
 
 @pytest.mark.parametrize("rule", OFFERED, ids=lambda rule: rule.name)
@@ -249,3 +255,27 @@ def test_the_clock_noise_begins_where_the_strength_says(pair: list[str], tmp_pat
     for strength, expected in ((1.0, [0, 0.25, 0.5, 0.75, 1]), (0.5, [0.5, 0.625, 0.75, 0.875, 1])):
         told = plan_of(pair, tmp_path, *weights, "--strength", str(strength))
         assert np.array(told["shares"])[:, 0, 1].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("command", ["plan", "report", "merge", "demo"])
+@pytest.mark.parametrize("rule", OF_THE_LAB, ids=lambda rule: rule.name)
+def test_rules_of_the_lab_are_no_rules_of_the_command_line(
+    command: str, rule: Rule, pair: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    known = ", ".join(one.name for one in OFFERED)
+    more = {"merge": [*pair, "--out", str(tmp_path / "out.safetensors")], "demo": []}.get(command, pair)
+    assert main([command, *more, "--rule", rule.name]) == 2
+    assert capsys.readouterr() == ("", f"klora: rule is {rule.name!r}; write one of: {known}.\n")
+    assert Settings(rule=rule.name).rule == rule.name
+
+
+@pytest.mark.parametrize("command", ["plan", "report", "merge", "demo"])
+def test_options_are_what_a_user_meets(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        parser([command]).parse_args([command, "--help"])
+    told = capsys.readouterr().out
+    offered = {one.name for one in Settings.offered()}
+    options = {one.name: f"--{one.name.replace('_', '-')} " in told for one in rule_settings()}
+    assert {name for name, is_there in options.items() if is_there} == options.keys() & offered
+    assert not options["coin_seed"]
+    assert not options["until"]

@@ -236,7 +236,7 @@ def test_names_of_files(tmp_path: Path) -> None:
     assert "only .safetensors files are read" in str(refusal(tmp_path / "x.pt"))
     assert "no such file" in str(refusal(tmp_path / "absent.safetensors"))
     (tmp_path / "folder.safetensors").mkdir()
-    assert "not a regular file" in str(refusal(tmp_path / "folder.safetensors"))
+    assert "it is a folder" in str(refusal(tmp_path / "folder.safetensors"))
     assert "cannot be opened" in str(refusal(tmp_path / "a\0b.safetensors"))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from klora.__main__ import main
 from klora.commands import inspect as command
 from klora.files import read_lora
 from klora.files.summary import summarise
@@ -116,3 +117,41 @@ def test_targets(tmp_path: Path) -> None:
     assert found.targets == ["attention", "feed-forward", "convolution", "other"]
     assert found.line == "SD1, full, attention + feed-forward + convolution + other"
     assert (found.rank, found.alpha) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("adir", "adir: it is a folder; name the LoRA file itself."),
+        ("adir.safetensors", "adir.safetensors: it is a folder; name the LoRA file itself."),
+        (".", ".: it is a folder; name the LoRA file itself."),
+        ("analog", "analog: there is no such file; check the name and the folder."),
+        ("no.safetensors", "no.safetensors: there is no such file; check the name and the folder."),
+        ("no/x.safetensors", "x.safetensors: there is no such file; check the name and the folder."),
+        ("x.pt", "x.pt: only .safetensors files are read; convert it to safetensors."),
+    ],
+)
+@pytest.mark.parametrize("words", [("inspect",), ("convert",), ("plan",), ("plan", "--base-model")])
+def test_what_is_no_lora_file_is_told_as_what_it_is(
+    name: str,
+    told: str,
+    words: tuple[str, ...],
+    lora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("adir", "adir.safetensors"):
+        Path(folder).mkdir()
+    Path("x.pt").write_bytes(b"PK")
+    second = {"inspect": [], "convert": ["out.safetensors"], "plan": [str(lora)]}[words[0]]
+    if "--base-model" in words:
+        second *= 2
+    assert main([*words, name, *second]) == 2
+    assert capsys.readouterr() == ("", f"klora: {told}\n")
+
+
+def test_nothing_found_is_an_empty_list_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json", str(tmp_path / "no.safetensors")) == 2
+    assert json.loads(capsys.readouterr().out) == []

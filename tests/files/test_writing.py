@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from klora import __main__ as command_line
 from klora.commands import inspect
 from klora.errors import KloraError
-from klora.files.writing import write_text, write_with
+from klora.files.writing import made_folder, write_text, write_with
 from tests.published import PUBLISHED_OPTIONS
 
 
@@ -137,3 +138,115 @@ def test_what_is_no_ordinary_file_is_not_replaced(
     assert command_line.main(["convert", str(lora), str(pipe), "--overwrite"]) == 2
     assert "no ordinary file" in one_line(capsys)
     assert pipe.is_fifo()
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """New files may be read by all and written by their owner's group."""
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> str:
+    return oct(path.stat().st_mode & 0o777)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="this system has no modes of files")
+
+
+@posix
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("command", ["convert", "merge"])
+def test_who_may_read_a_written_lora_is_as_for_any_new_file_or_as_before(
+    command: str, lora: Path, tmp_path: Path
+) -> None:
+    """safetensors' own files can be read by their owner alone."""
+    target = tmp_path / "out.safetensors"
+    words = {
+        "convert": ["convert", str(lora), str(target)],
+        "merge": [
+            "merge",
+            str(lora),
+            str(lora),
+            *PUBLISHED_OPTIONS,
+            "--rule",
+            "weights",
+            "--out",
+            str(target),
+        ],
+    }
+    assert command_line.main(words[command]) == 0
+    assert mode(target) == "0o664"
+    target.chmod(0o604)
+    assert command_line.main([*words[command], "--overwrite"]) == 0
+    assert mode(target) == "0o604"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.safetensors", "out.safetensors"]
+
+
+@posix
+@pytest.mark.usefixtures("umask")
+def test_who_may_read_a_text_stays(tmp_path: Path) -> None:
+    target = tmp_path / "plan.json"
+    write_text(target, "first")
+    assert mode(target) == "0o664"
+    target.chmod(0o400)
+    write_text(target, "second")
+    assert (mode(target), target.read_text()) == ("0o400", "second")
+
+
+@posix
+def test_a_disk_without_modes_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_keywords: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+
+    def write(draft: Path) -> None:
+        draft.unlink()
+        os.close(os.open(draft, os.O_CREAT, 0o600))
+
+    write_with(tmp_path / "x.bin", write)
+    assert (tmp_path / "x.bin").exists()
+
+
+def test_a_folder_for_what_is_written(tmp_path: Path) -> None:
+    assert made_folder(tmp_path / "new" / "er").is_dir()
+    (tmp_path / "text.txt").write_text("")
+    with pytest.raises(KloraError) as told:
+        made_folder(tmp_path / "text.txt")
+    assert told.value.reason == f"{tmp_path / 'text.txt'} cannot be used (it is a file); name a folder."
+    with pytest.raises(KloraError, match=r"in-it cannot be used \(.*\); name another folder\.$"):
+        made_folder(tmp_path / "text.txt" / "in-it")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_no_place(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(KloraError, match=r"locked cannot be used \(it is read-only\); name another folder\."):
+        made_folder(tmp_path / "locked")
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_arguments: object, **_keywords: object) -> None:
+        raise AssertionError("this is the work")
+
+    for name in ("plan.plan_files", "report.report_files", "merge.planner_of_files"):
+        monkeypatch.setattr(f"klora.commands.{name}", work)
+    monkeypatch.setattr("klora.files.conversion.state_dict_in", work)
+    pair, missing = [str(lora), str(lora)], str(tmp_path / "no" / "x.safetensors")
+    for words in (
+        ["plan", *pair, "--json", missing],
+        ["plan", *pair, "--picture", missing],
+        ["report", *pair, "--html", missing],
+        ["merge", *pair, "--out", missing],
+        ["convert", str(lora), missing],
+    ):
+        assert command_line.main(words) == 2
+        folder = tmp_path / "no"
+        told = f"{missing} cannot be written: there is no folder {folder}; make it or name another."
+        assert one_line(capsys) == f"klora: {told}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from klora.__main__ import main, parser
-from klora.commands.plan import rule_settings
+from klora.commands.plan import offered_settings
 from klora.lab import demo
 from klora.lab.fronts import glance
 from klora.lab.recipes import INDIVIDUAL, STRANGER, STYLE
@@ -103,8 +103,8 @@ def test_a_prompt_of_ones_own(weights: Path) -> None:
 
 def test_every_setting_of_the_rule_is_an_option() -> None:
     chosen = parser().parse_args(["demo"])
-    assert {one.name: getattr(chosen, one.name) for one in rule_settings()} == {
-        one.name: one.default for one in rule_settings()
+    assert {one.name: getattr(chosen, one.name) for one in offered_settings()} == {
+        one.name: one.default for one in offered_settings()
     }
 
 
@@ -117,6 +117,12 @@ def test_every_setting_of_the_rule_is_an_option() -> None:
         (("--content", SUBJECTS[0], "bear-top-hat"), "the test half has no individual bear-top-hat"),
         (("--content", "hamster-sunglasses"), "the LoRA content-hamster-sunglasses is not in"),
         (("--seeds", "0"), "seeds is 0"),
+        (("--seed", "1" + "0" * 20), f"seed is 1{'0' * 20}; write a number from 0 to 4294967295."),
+        (("--seed", "-1"), "seed is -1; write a number from 0 to 4294967295."),
+        (
+            ("--hard", "--content", SUBJECTS[0]),
+            "--hard chooses among strangers by itself and cannot be combined with --content; leave one out.",
+        ),
         (("--gamma", "big"), "gamma"),
     ],
 )
@@ -128,8 +134,27 @@ def test_bad_input_is_one_sentence(
 
 
 def test_missing_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(_arguments(tmp_path, tmp_path)) == 2
-    assert "python -m klora.lab train" in capsys.readouterr().err
+    told = (
+        f"klora: klora-lab.safetensors is not in {tmp_path}; name another folder, or train the lab: "
+        "python -m klora.lab train\n"
+    )
+    for more in ((), ("--list",)):
+        assert main(_arguments(tmp_path, tmp_path, *more)) == 2
+        assert capsys.readouterr() == ("", told)
+
+
+def test_a_file_as_the_folder_is_refused_before_a_picture_is_made(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_arguments: object, **_keywords: object) -> None:
+        raise AssertionError("this is the work")
+
+    monkeypatch.setattr(demo, "run", work)
+    out = tmp_path / "text.txt"
+    out.write_text("")
+    assert main(_arguments(weights, out)) == 2
+    told = f"klora: {out} cannot be used (it is a file); name a folder.\n"
+    assert capsys.readouterr() == ("", told)
 
 
 def test_a_missing_extra_is_named(

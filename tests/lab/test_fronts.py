@@ -136,8 +136,8 @@ def test_a_report_is_written_with_its_picture(tmp_path: Path) -> None:
     balances = report.chosen_balances(fronts)
     references = ["weights", "K-LoRA"]
     made = report.rows(fronts, balances, references)
-    written = report.write(made, fronts, references, "A study", tmp_path / "study")
-    assert [path.suffix for path in written] == [".md", ".json", ".png"]
+    written = report.write(made, fronts, references, "A study", tmp_path / "study-4.5")
+    assert [path.name for path in written] == [f"study-4.5{end}" for end in (".md", ".json", ".png")]
     text = written[0].read_text()
     assert "Difference from: weights" in text
     assert "| smooth |" in text
@@ -158,6 +158,138 @@ def test_both_worlds_are_drawn_from_their_reports(tmp_path: Path) -> None:
     assert lab(asked) == 0
     with Image.open(path) as drawn:
         assert drawn.width > drawn.height > 300
+
+
+def _reports(folder: Path, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for world in ("individuals", "strangers"):
+        (folder / f"{world}-development-4.json").write_text(text)
+
+
+POINTS: dict[str, object] = {"balances": [0.0], "style": [0.5], "identity": [0.4]}
+CHOSEN = [{"name": "weights", "balance": 0.0}]
+DAMAGED = (
+    "",
+    "{",
+    "[]",
+    "{}",
+    "[" * 100_000,
+    json.dumps({"methods": CHOSEN, "fronts": {"weights": {**POINTS, "style": []}}}),
+    json.dumps({"methods": CHOSEN, "fronts": {"weights": {**POINTS, "identity": [None]}}}),
+    json.dumps({"methods": CHOSEN, "fronts": {"weights": {**POINTS, "balances": [0.5]}}}),
+    json.dumps({"methods": [], "fronts": {"weights": POINTS}}),
+    json.dumps({"methods": [1], "fronts": {}}),
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_report_is_not_drawn(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, path = tmp_path / "out", tmp_path / "fronts.png"
+    _reports(folder, text)
+    assert lab(["benchmark", "--out", str(folder), "--picture", str(path)]) == 2
+    told = f"individuals-development-4.json in {folder} is damaged; run the benchmark of this world again."
+    assert capsys.readouterr() == ("", f"klora: {told}\n")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nodir/x.png", "{} cannot be written: there is no folder {}; make it or name another."),
+        ("x.foo", "{} has no ending of a picture; write one of: .png, .jpg, .jpeg, .pdf, .svg, .webp."),
+        ("x", "{} has no ending of a picture; write one of: .png, .jpg, .jpeg, .pdf, .svg, .webp."),
+        ("out.png", "{} is a folder; name a file in it to write to."),
+    ],
+)
+def test_where_no_picture_can_be_is_said_before_a_report_is_read(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out.png").mkdir()
+    path = tmp_path / name
+    assert lab(["benchmark", "--out", str(tmp_path / "none"), "--picture", str(path)]) == 2
+    assert capsys.readouterr() == ("", f"klora: {told.format(path, path.parent)}\n")
+
+
+@pytest.mark.parametrize("ending", worlds.ENDINGS)
+def test_every_ending_is_drawn(ending: str, tmp_path: Path) -> None:
+    _reports(tmp_path / "out", json.dumps({"methods": CHOSEN, "fronts": {"weights": POINTS}}))
+    path = tmp_path / f"fronts{ending}"
+    assert lab(["benchmark", "--out", str(tmp_path / "out"), "--picture", str(path)]) == 0
+    assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--spread", "0"), "--spread is 0; write a number of at least 1."),
+        (("--spread", "-1"), "--spread is -1; write a number of at least 1."),
+        (("--spread", "-1", "--predict"), "--spread is -1; write a number of at least 1."),
+        (("--seeds", "0"), "--seeds is 0; write a number of at least 1."),
+        (("--guidance-scale", "nan"), "--guidance-scale is nan; write a number from 0 to 100."),
+        (("--guidance-scale", "-3"), "--guidance-scale is -3; write a number from 0 to 100."),
+        (("--balances", "0", "7"), "balance is 7.0; write a number from -1 to 1."),
+    ],
+)
+def test_numbers_are_checked_before_pictures_are_made(
+    more: tuple[str, ...], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert lab(["benchmark", "--methods", "weights", "--out", str(out), *more]) == 2
+    assert capsys.readouterr() == ("", f"klora: {told}\n")
+    assert not out.exists()
+
+
+def test_a_file_as_the_folder_is_refused_before_pictures_are_made(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "text.txt"
+    out.write_text("")
+    pair = ("--half", "development", "--subjects", "bear-top-hat", "--styles", "engraving")
+    asked = ["benchmark", "--methods", "weights", "--weights", str(weights), "--out", str(out), *pair]
+    assert lab(asked) == 2
+    assert capsys.readouterr() == ("", f"klora: {out} cannot be used (it is a file); name a folder.\n")
+
+
+def test_an_error_of_the_system_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "here")
+
+    monkeypatch.setattr(worlds, "picture", fail)
+    assert lab(["benchmark", "--picture", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr() == ("", "klora: [Errno 2] No such file or directory: 'here'\n")
+
+
+def test_the_model_is_installed_from_a_folder_that_has_it(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "webui" / "models"
+    (models / "Stable-diffusion").mkdir(parents=True)
+    asked = ["install", str(tmp_path / "webui"), "--weights"]
+    nowhere = tmp_path / "nodir"
+    assert lab([*asked, str(nowhere)]) == 2
+    told = (
+        f"klora: klora-lab.safetensors is not in {nowhere}; name another folder, or train the lab: "
+        "python -m klora.lab train\n"
+    )
+    assert capsys.readouterr() == ("", told)
+    assert list(models.rglob("*.*")) == []
+    assert lab([*asked, str(weights)]) == 0
+    names = {one.name for one in models.rglob("*.*")}
+    assert {"klora-lab.safetensors", "klora-lab.yaml", "content-bear-top-hat.safetensors"} <= names
+
+
+def test_a_damaged_choice_is_said_before_pictures_are_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--half", "test", "--world", "strangers", "--methods", "weights", "--out", str(tmp_path)]
+    name = "choice-strangers-4.json"
+    for text in ("{", "[]", "{}", '{"balances": 1, "added": null}', '{"balances": {"a": "b"}, "added": 1}'):
+        (tmp_path / name).write_text(text)
+        assert lab(["benchmark", *asked]) == 2
+        told = f"{name} in {tmp_path} is damaged; run the development half of this world again."
+        assert capsys.readouterr() == ("", f"klora: {told}\n")
 
 
 def test_what_is_drawn_as_the_default_is_the_default() -> None:

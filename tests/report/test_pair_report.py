@@ -198,14 +198,24 @@ def test_every_pair_of_a_folder_the_best_first(tmp_path: Path, capsys: pytest.Ca
     assert "fox + ink" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_files_are_no_pair(
-    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for at in range(count):
-        write_lora(tmp_path / f"{at}.safetensors")
-    assert main(["report", str(tmp_path)]) == 2
-    assert "needs two or more" in capsys.readouterr().err
+def test_fewer_than_two_files_are_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single, empty = tmp_path / "single", tmp_path / "empty"
+    single.mkdir()
+    empty.mkdir()
+    one = write_lora(single / "fox.safetensors")
+    few = "1 LoRA file was named; a report needs two or more."
+    none = f"there is no LoRA file (.safetensors) in {empty}."
+    missing = "nodir: there is no such file; check the name and the folder."
+    for named, told in (
+        ((one,), few),
+        ((single,), few),
+        ((empty,), none),
+        ((empty, one), none),
+        ((tmp_path / "nodir",), missing),
+        ((tmp_path / "nodir", one), missing),
+    ):
+        assert main(["report", *map(str, named)]) == 2
+        assert capsys.readouterr() == ("", f"klora: {told}\n")
 
 
 def test_the_published_pair_overlaps_as_chance_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
+from klora.files.writing import made_folder
 from klora.lab.fronts import methods, prediction, report, worlds
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
 from klora.lab.pairs import HALVES, WORLDS, all_pairs
+from klora.settings import Settings
 
 SEEDS = 2
+MOST_GUIDANCE = 100
 
 
 def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
@@ -71,17 +74,18 @@ def run(chosen: Namespace) -> int:
         print("\n".join(methods.study()))
         return 0
     if chosen.picture is not None:
-        worlds.picture([_stem(chosen, world).with_suffix(".json") for world in WORLDS], chosen.picture)
+        worlds.picture(
+            [report.with_ending(_stem(chosen, world), ".json") for world in WORLDS], chosen.picture
+        )
         return 0
-    for name in ("seeds", "steps", "workers"):
-        if getattr(chosen, name) < 1:
-            raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
+    _check_numbers(chosen)
     if chosen.predict:
         return _predict(chosen)
     study = _study(chosen, chosen.world, chosen.half)
     kept = chosen.out / f"choice-{chosen.world}-{chosen.guidance_scale:g}.json"
     if chosen.half != HALVES[0]:
         _check_choice(study, kept)
+    made_folder(chosen.out)
     make_all(study, chosen.workers)
     fronts = report.with_originals([study.front(method, chosen.unit) for method in study.methods])
     choice = _chosen_on(fronts, kept) if chosen.half == HALVES[0] else _kept_choice(kept)
@@ -93,6 +97,19 @@ def run(chosen: Namespace) -> int:
     written = report.write(made, fronts, references, title, _stem(chosen, chosen.world))
     print("written: " + ", ".join(map(str, written)))
     return 0
+
+
+def _check_numbers(chosen: Namespace) -> None:
+    """Raise `KloraError` for a number that no picture can be made with; asked before the first is made."""
+    for name in ("seeds", "steps", "workers"):
+        if getattr(chosen, name) < 1:
+            raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
+    if not 0 <= chosen.guidance_scale <= MOST_GUIDANCE:  # also refuses NaN
+        raise KloraError(
+            f"--guidance-scale is {chosen.guidance_scale:g}; write a number from 0 to {MOST_GUIDANCE}."
+        )
+    for balance in chosen.balances:
+        Settings.declaration("balance").parse(balance)
 
 
 def _stem(chosen: Namespace, world: str) -> Path:
@@ -158,8 +175,15 @@ def _kept_choice(path: Path) -> Choice:
     """The choice that was made on the development half."""
     if not path.exists():
         raise KloraError(f"nothing is chosen yet; run the {HALVES[0]} half of this world and guidance first.")
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return Choice(report.with_zeros(told["balances"]), told["added"])
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        balances = {name: float(balance) for name, balance in told["balances"].items()}
+        added = None if told["added"] is None else str(told["added"])
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise KloraError(
+            f"{path.name} in {path.parent} is damaged; run the {HALVES[0]} half of this world again."
+        ) from error
+    return Choice(report.with_zeros(balances), added)
 
 
 def _check_choice(study: Study, path: Path) -> None:

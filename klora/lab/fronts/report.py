@@ -189,6 +189,11 @@ def draw_front(
     axes.grid(alpha=0.3)
 
 
+def with_ending(stem: Path, end: str) -> Path:
+    """A report's file; what follows a point in ``stem`` may be a part of the guidance."""
+    return stem.with_name(stem.name + end)
+
+
 def write(
     made: Sequence[Row], fronts: Sequence[Front], references: Sequence[str], title: str, stem: Path
 ) -> list[Path]:
@@ -197,7 +202,7 @@ def write(
     parts = [f"# {title}", table(made)]
     for name in references:
         parts += [f"## Difference from: {name}", difference_table(made, name)]
-    paths = [stem.with_suffix(end) for end in (".md", ".json", ".png")]
+    paths = [with_ending(stem, end) for end in (".md", ".json", ".png")]
     paths[0].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     paths[1].write_text(json.dumps(as_data(made, fronts), indent=1) + "\n", encoding="utf-8")
     by_name = {front.method: front for front in fronts}
