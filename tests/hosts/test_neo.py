@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.hosts.family import FamilyWebUI
 from tests.hosts.server import Answer, RefusedError, WebUI
@@ -178,11 +179,17 @@ def test_sdxl(webui: FamilyWebUI) -> None:
 
 def test_loras_that_the_host_replaces_for_a_refiner(webui: FamilyWebUI) -> None:
     """Its setting *Lora Replacements*; ground truth is the host's own picture of the winner."""
+    folder = webui.models / "loras"
+    tensors = load_file(folder / "style-sd1-a.safetensors")
+    save_file(
+        {name: one.flip(0).contiguous() for name, one in tensors.items()}, folder / "style-late.safetensors"
+    )
+    webui.call("/sdapi/v1/refresh-loras", {})
     refined = {"refiner_checkpoint": "sd1-b.safetensors", "refiner_switch_at": 0.5}
-    before = webui.call("/sdapi/v1/options")["refiner_lora_replacement"]
+    replaced = webui.call("/sdapi/v1/options")["refiner_lora_replacement"]
     webui.options(refiner_use_steps=True)
     plain = webui.txt2img(f"a cat {STYLE}", **refined).pixels
-    webui.options(refiner_lora_replacement="style-sd1-a=third-sd1-a")
+    webui.options(refiner_lora_replacement="style-sd1-a=style-late")
     try:
         added = webui.txt2img(PAIR, **refined).pixels
         for settings, winner in ((CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)):
@@ -190,4 +197,6 @@ def test_loras_that_the_host_replaces_for_a_refiner(webui: FamilyWebUI) -> None:
             assert webui.txt2img(PAIR, settings, **refined).pixels == only
             assert only not in (added, plain)
     finally:
-        webui.options(refiner_lora_replacement=before, refiner_use_steps=False)
+        webui.options(refiner_lora_replacement=replaced, refiner_use_steps=False)
+        (folder / "style-late.safetensors").unlink()
+        webui.call("/sdapi/v1/refresh-loras", {})
