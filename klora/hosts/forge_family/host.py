@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from klora.errors import PairError
@@ -78,18 +79,24 @@ class FamilyHost(ABC):
                 f"of a pair that is rewritten; set {Settings.declaration('transform').label} to none, or "
                 "empty the WebUI's setting Lora Replacements."
             )
-        self.read(p, [renamed.get(name, name) for name in names], rewritten, is_hires)
+        self.read(p, [renamed.get(name, name) for name in names], rewritten, is_hires, texts_stay=True)
         paths = [_known(renamed.get(name, name)).path for name in seam.names]
         denoiser = self.denoiser(p.sd_model, paths)
         if denoiser is not None:
             p.sd_model.forge_objects.unet = seam.follow(denoiser, _checkpoint(p.sd_model), paths)
 
     def read(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], is_hires: bool
+        self,
+        p: Any,
+        names: Collection[str],
+        rewritten: Mapping[str, RewrittenLora],
+        is_hires: bool,
+        texts_stay: bool = False,
     ) -> None:
         """Let the host read what it missed of ``names`` and what is rewritten; raises `LoraFileError`."""
         cast = [known for known in map(library.find, names) if known is not None]
-        read_again(p, cast, lambda path: self.is_understood(p.sd_model, path), rewritten, is_hires)
+        is_understood = partial(self.is_understood, p.sd_model)
+        read_again(p, cast, is_understood, rewritten, is_hires, texts_stay)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""

@@ -40,9 +40,13 @@ def read_again(
     is_understood: Callable[[str], bool],
     rewritten: Mapping[str, RewrittenLora],
     is_hires: bool,
+    texts_stay: bool = False,
 ) -> None:
     """Let the host read what it has missed of ``cast``, whose LoRAs it has just loaded for a prompt of ``p``:
     the hires prompt, if it ``is_hires``.
+
+    Texts that were encoded before are forgotten, unless they are to stay: for a refiner the host may go on
+    with those of the first model.
 
     ``is_understood`` tells of a path whether the host has made anything of it; ``rewritten`` are by name
     those of which a transform has made something else. Raises `LoraFileError`.
@@ -50,13 +54,14 @@ def read_again(
     marks = {one.path: rewritten[one.name].mark if one.name in rewritten else "" for one in cast}
     if [path for path, mark in marks.items() if _is_new(path, mark)]:
         _forget_merged(p.sd_model)
-        _activate(p, is_hires, {}, {})
+        _activate(p, is_hires, {}, {}, texts_stay)
     read = {one.path: rewritten[one.name].tensors for one in cast if one.name in rewritten}
     for one in cast:
         if one.path not in read and not is_understood(one.path) and _is_for(p.sd_model, one):
             read[one.path] = state_dict_in(read_lora(one.path, name=one.name), "kohya")
     if read:
-        _activate(p, is_hires, {path: dict(tensors) for path, tensors in read.items()}, marks)
+        found = {path: dict(tensors) for path, tensors in read.items()}
+        _activate(p, is_hires, found, marks, texts_stay)
         # So that the host reads the file by itself again as soon as K-LoRA does not ask for it.
         p.sd_model.current_lora_hash += " (read by K-LoRA)"
 
@@ -98,13 +103,17 @@ def _forget_merged(model: Any) -> None:
 
 
 def _activate(
-    p: Any, is_hires: bool, converted: Mapping[str, Mapping[str, Tensor]], marks: Mapping[str, str]
+    p: Any,
+    is_hires: bool,
+    converted: Mapping[str, Mapping[str, Tensor]],
+    marks: Mapping[str, str],
+    texts_stay: bool,
 ) -> None:
     """Run the host's activation of LoRAs once more, and forget texts that were encoded without it."""
     networks = importlib.import_module("networks")
     with _read_as(networks, converted), _marked(networks, marks):
         activate_again(p, is_hires)
-    for name in _CONDS:
+    for name in () if texts_stay else _CONDS:
         if hasattr(p, name):
             setattr(p, name, [None, None, None])  # this job's own, in place of what all jobs share
 

@@ -47,7 +47,12 @@ class ModelPatcherHost(FamilyHost):
         return lacking
 
     def read(
-        self, p: Any, names: Collection[str], rewritten: Mapping[str, RewrittenLora], is_hires: bool
+        self,
+        p: Any,
+        names: Collection[str],
+        rewritten: Mapping[str, RewrittenLora],
+        is_hires: bool,
+        texts_stay: bool = False,
     ) -> None:
         """As the family does, but note before which file puts what on the denoiser."""
         networks = importlib.import_module("networks")
@@ -55,7 +60,7 @@ class ModelPatcherHost(FamilyHost):
             files.watch(networks)
             _unwatch_on_reload(networks)
             activate_again(p, is_hires)
-        super().read(p, names, rewritten, is_hires)
+        super().read(p, names, rewritten, is_hires, texts_stay)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """As the family does; raises `HostError` if there will be a refiner that cannot be followed."""

@@ -201,7 +201,9 @@ def test_loras_that_the_host_replaces_for_a_refiner_are_followed(webui: FakeWebU
         seam.apply(everywhere(seam, 0.5, 1.0, rows=(0.5, 0.0)))
         webui.run(given, (0, 1))
         webui.job_in_progress.extra_network_data["lora"][1].positional[0] = "ink"
+        encoded = webui.job_in_progress.cached_c = ["encoded by the first model"]
         refined(webui, seed=5, names=("fox", "oak"))
+        assert webui.job_in_progress.cached_c is encoded  # with which the host may go on
         found = webui.run(given, (0, 1))
         fox: Any = dict.fromkeys(IN_FORWARD_ORDER, 0.5)
         for rows, ink in ((slice(0, 2), 1.0), (slice(2, 4), 0.0)):
