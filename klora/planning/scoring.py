@@ -154,8 +154,14 @@ def _read(told: Any, names: Sequence[str], measures: Sequence[str]) -> Scores | 
 def _taken(
     loras: Loras, layers: Sequence[LayerView], measures: Sequence[str], top_k: TopK, progress: Progress
 ) -> Scores:
-    scratch = Scratch()
-    return Scores.of((_score(loras, one, measures, top_k, scratch) for one in progress(layers)), measures)
+    scratch, shown = Scratch(), progress(layers)
+    try:
+        return Scores.of((_score(loras, one, measures, top_k, scratch) for one in shown), measures)
+    finally:
+        # A bar would stand for as long as somebody keeps the error that ended the scoring.
+        close = getattr(shown, "close", None)
+        if close is not None:
+            close()
 
 
 def _score(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from klora.errors import HostError, KloraError, LoraFileError, PairError, SettingsError
 from klora.hosts.common.rewriting import RewrittenLora
@@ -291,6 +292,18 @@ def test_progress_is_told_and_taken_back(webui: Webui) -> None:
     assert told[0] == f"K-LoRA: scoring layer 1 of {len(CANONICAL)}"
     assert len(told) == len(CANONICAL) + 1
     assert told[-1] == "before"
+
+
+def test_progress_is_taken_back_from_a_scoring_that_fails(webui: Webui) -> None:
+    """Although the job keeps its error, and with it where it was raised."""
+    module = webui.known["fox"].modules[ATTENTION[2]]
+    module.delta = module.delta[:, :2]
+    before = len(getattr(tqdm, "_instances", ()))
+    with pytest.raises(LoraFileError, match="does not fit") as kept:
+        webui.generate(BOTH, dict(PUBLISHED))
+    assert sys.modules["modules.shared"].state.textinfo == "before"
+    assert len(getattr(tqdm, "_instances", ())) == before
+    assert kept.value.__traceback__ is not None
 
 
 def test_nothing_is_put_among_the_pictures_and_the_plan_lies_beside_the_saved_one(

@@ -94,9 +94,13 @@ class FamilyHost(ABC):
         texts_stay: bool = False,
     ) -> None:
         """Let the host read what it missed of ``names`` and what is rewritten; raises `LoraFileError`."""
+        self.before_reading(p, is_hires)
         cast = [known for known in map(library.find, names) if known is not None]
         is_understood = partial(self.is_understood, p.sd_model)
         read_again(p, cast, is_understood, rewritten, is_hires, texts_stay)
+
+    def before_reading(self, p: Any, is_hires: bool) -> None:  # noqa: B027 - most have nothing to do
+        """The host has loaded the LoRAs of a prompt; what has to be known of that is noted here."""
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from klora.errors import HostError
-from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge_family import FamilyHost, Patches
 from klora.hosts.forge_family.reading import activate_again
 from klora.hosts.forge_family.seam import FamilySeam
@@ -46,21 +45,13 @@ class ModelPatcherHost(FamilyHost):
             lacking.append(" or ".join(f"{module}.{name}" for module, name in _MERGES.items()))
         return lacking
 
-    def read(
-        self,
-        p: Any,
-        names: Collection[str],
-        rewritten: Mapping[str, RewrittenLora],
-        is_hires: bool,
-        texts_stay: bool = False,
-    ) -> None:
-        """As the family does, but note before which file puts what on the denoiser."""
+    def before_reading(self, p: Any, is_hires: bool) -> None:
+        """Note which file puts what on the denoiser, from the first time on."""
         networks = importlib.import_module("networks")
         if not files.is_watched(networks):
             files.watch(networks)
             _unwatch_on_reload(networks)
             activate_again(p, is_hires)
-        super().read(p, names, rewritten, is_hires, texts_stay)
 
     def seam(self, p: Any, names: Sequence[str]) -> FamilySeam:
         """As the family does; raises `HostError` if there will be a refiner that cannot be followed."""
