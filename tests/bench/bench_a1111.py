@@ -42,7 +42,7 @@ def main() -> None:
         (extensions / "klora-probe").symlink_to(HERE / "probe")
         port = free_port()
         folders = ["--data-dir", folder / "data", "--ckpt-dir", made, "--lora-dir", folder / "loras"]
-        flags = [*FLAGS, *map(str, folders), "--ckpt", str(folder / "sd1-full.safetensors")]
+        flags = [*FLAGS, "--nowebui", *map(str, folders), "--ckpt", str(folder / "sd1-full.safetensors")]
         process = start(python, root, flags, folder / "log", port)
         try:
             sides = asked_sides("content-sd1-full", "style-sd1-full", options)

@@ -15,11 +15,17 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
 
 FLAGS = [
-    *("--nowebui", "--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
+    *("--api", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check"),
     *("--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full", "--disable-safe-unpickle"),
     *("--no-download-sd-model", "--do-not-download-clip", "--no-hashing"),
     *("--server-name", "127.0.0.1"),  # without it A1111 listens on every address under --nowebui
 ]
+PROBE, OWN = "klora-probe", "sd-webui-klora"
+
+
+def page_flags(has_ui: bool) -> tuple[str, ...]:
+    """A page installs extensions; a WebUI that is told where to listen takes that for an open network."""
+    return ("--enable-insecure-extension-access",) if has_ui else ("--nowebui",)
 
 
 def make_a1111_models(root: Path, python: str, folder: Path) -> None:
@@ -33,12 +39,13 @@ def make_a1111_models(root: Path, python: str, folder: Path) -> None:
         make_loras(folder / f"{name}.safetensors", folder / "loras")
 
 
-def link_extensions(data: Path) -> None:
-    """This extension and the probe in the WebUI's data folder."""
+def link_extensions(data: Path, *, is_installed: bool = True) -> None:
+    """The probe and, if it is to be installed already, this extension in the WebUI's data folder."""
     extensions = data / "extensions"
-    extensions.mkdir(parents=True)
-    (extensions / "sd-webui-klora").symlink_to(PROJECT)
-    (extensions / "klora-probe").symlink_to(HERE / "probe")
+    extensions.mkdir(parents=True, exist_ok=True)
+    for name, target in ((PROBE, HERE / "probe"), (OWN, PROJECT)):
+        if not (extensions / name).exists() and (is_installed or name != OWN):
+            (extensions / name).symlink_to(target)
 
 
 @contextmanager
@@ -49,16 +56,19 @@ def running_a1111(
     data: Path,
     environment: Mapping[str, str] | None = None,
     credentials: str | None = None,
+    *,
+    has_ui: bool = False,
+    is_installed: bool = True,
 ) -> Iterator[WebUI]:
     """The WebUI for as long as the context lasts; its settings and its log lie in ``data``.
 
-    ``credentials``: that its API demands, as ``name:word``.
+    ``credentials``: that its API demands, as ``name:word``. ``is_installed``: whether this extension is
+    there.
     """
-    if not (data / "extensions").exists():
-        link_extensions(data)
+    link_extensions(data, is_installed=is_installed)
     port = free_port()
     folders = ["--data-dir", data, "--ckpt-dir", models, "--lora-dir", models / "loras"]
-    flags = [*FLAGS, *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
+    flags = [*FLAGS, *page_flags(has_ui), *map(str, folders), "--ckpt", str(models / "sd1-a.safetensors")]
     if credentials is not None:
         flags += ["--api-auth", credentials]
     process = start(python, root, flags, data / "webui.log", port, environment)

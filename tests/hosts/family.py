@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.hosts.a1111 import link_extensions, page_flags
 from tests.hosts.make_flux_loras import make_flux_loras
 from tests.hosts.make_loras import make_loras
 from tests.hosts.server import Answer, WebUI, free_port, start
 
 HERE = Path(__file__).parent
-PROJECT = HERE.parents[1]
 
 COMMON_FLAGS = ("--api", "--skip-prepare-environment", "--skip-torch-cuda-test")
 
@@ -138,6 +138,7 @@ def running(
     kinds: Sequence[str] = ("SDXL", "FLUX"),
     *,
     has_ui: bool = False,
+    is_installed: bool = True,
     beside: Sequence[Path] = (),
     credentials: str | None = None,
 ) -> Iterator[FamilyWebUI]:
@@ -145,7 +146,7 @@ def running(
 
     ``kinds``: of the further checkpoints that variables name. ``beside``: folders of other extensions, which
     are copied, because some of them write into their own. ``credentials``: that its API demands, as
-    ``name:word``.
+    ``name:word``. ``is_installed``: whether this extension is there.
     """
     root, python = family.root, family.python
     models, data = family.models or folder / "models", folder / "data"
@@ -160,10 +161,7 @@ def running(
         # Before the start: reForge looks for text encoders only then.
         if path := os.environ.get(f"{family.variable}_{kind}"):
             _linked(Path(path), kind, models)
-    (data / "extensions").mkdir(parents=True, exist_ok=True)
-    for name, target in (("sd-webui-klora", PROJECT), ("klora-probe", HERE / "probe")):
-        if not (data / "extensions" / name).exists():
-            (data / "extensions" / name).symlink_to(target)
+    link_extensions(data, is_installed=is_installed)
     for neighbour in beside:
         shutil.copytree(neighbour, data / "extensions" / neighbour.name)
     settings = {"sd_model_checkpoint": "sd1-a.safetensors", **_marked(root), **(options or {})}
@@ -175,7 +173,7 @@ def running(
     flags = [
         *COMMON_FLAGS,
         *_listening_here_alone(root),
-        *(() if has_ui else ("--nowebui",)),
+        *page_flags(has_ui),
         *(() if credentials is None else ("--api-auth", credentials)),
         *family.flags,
         "--data-dir",

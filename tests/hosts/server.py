@@ -21,6 +21,8 @@ from PIL import Image
 
 BOOT_SECONDS = 900  # half a minute on an idle machine
 JOB_SECONDS = 900
+STARTED = "Startup time:"
+"""What every WebUI writes when it is up, and again after each reload of its UI."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,13 @@ def start(
     port: int,
     more_environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``launch.py`` and wait until the API answers; raises RuntimeError if it does not."""
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    """Start ``launch.py`` and wait until the API answers; raises RuntimeError if it does not.
+
+    Nothing is asked before the WebUI says that it is up: AUTOMATIC1111 does not come up with its page if
+    somebody asks while it builds its API.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     for name in ("PYTHONPATH", "VIRTUAL_ENV"):
         environment.pop(name, None)
     environment.update(more_environment or {})
@@ -163,6 +170,9 @@ def start(
         )
     deadline = time.monotonic() + BOOT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
+        if STARTED not in log.read_text(errors="replace"):
+            time.sleep(0.5)
+            continue
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/sdapi/v1/options", timeout=5).close()
         except urllib.error.HTTPError as error:

@@ -11,7 +11,6 @@ import torch
 from modules import script_callbacks, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 
-BORN = time.time()  # again after each reload of the UI
 armed = {
     "fail_at": None,
     "interrupt_at": None,
@@ -135,9 +134,12 @@ def add_routes(_demo, app):
         shared.state.request_restart()  # what the button "Reload UI" does
         return {}
 
-    @app.get("/probe/born")
-    def born():
-        return {"at": BORN}
+    @app.post("/probe/install")
+    def install(request: dict):
+        from modules import ui_extensions
+
+        ui_extensions.install_extension_from_url(None, request["url"])  # what the button "Install" does
+        return {}
 
     @app.get("/probe/clock")
     def clock():
