@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.hosts.prompt_cases import *  # noqa: F403
 from tests.hosts.server import WebUI
 from tests.hosts.share_cases import *  # noqa: F403 - collected here, with this module's fixtures
 from tests.hosts.share_cases import HIRES, PAIR, check_guidance, constant, denoised

@@ -7,5 +7,6 @@ from tests.hosts.family_share_cases import (  # noqa: F401 - collected here, wit
     test_a_refiner_gets_shares_guidance_and_windows,
     test_sdxl_by_shares,
 )
+from tests.hosts.prompt_cases import *  # noqa: F403
 from tests.hosts.share_cases import *  # noqa: F403
 from tests.hosts.test_reforge import _plain_options, webui  # noqa: F401

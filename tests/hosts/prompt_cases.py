@@ -1,0 +1,87 @@
+"""What prompts say of LoRAs, on a real WebUI: cases that every host's module collects.
+
+Ground truth is the host's own picture of the same tags, or of files that it reads by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from klora.files.conversion import convert
+from tests.hosts.make_loras import ROLES, seeded_layer
+from tests.hosts.server import WebUI
+from tests.hosts.share_cases import CONTENT, HIRES, NAMES, STYLE, constant, windowed
+from tests.hosts.test_a1111 import CONTENT_WINS, STYLE_WINS
+from tests.published import PUBLISHED
+
+_LAYERS = "cond_stage_model.transformer.text_model.encoder.layers."
+
+
+@pytest.mark.parametrize(("settings", "winner"), [(CONTENT_WINS, CONTENT), (STYLE_WINS, STYLE)])
+def test_a_tag_that_stands_twice_counts_as_often_as_the_host_counts_it(
+    webui: WebUI, settings: dict[str, Any], winner: str
+) -> None:
+    fused = webui.txt2img(f"a cat {CONTENT}{STYLE}{winner}", settings)
+    assert fused.pixels == webui.txt2img(f"a cat {winner}{winner}").pixels
+    assert fused.pixels != webui.txt2img("a cat ").pixels
+
+
+def test_a_hires_pass_of_fewer_steps_has_its_own_windows(webui: WebUI) -> None:
+    """Of 6 steps and of 2: a window from the third step on is never reached in the second pass alone."""
+    short = {**HIRES, "hr_second_pass_steps": 2}
+    window = "stop=0:hr_start=3"
+    for settings, winner in ((None, ""), (constant(1, 1), CONTENT)):
+        pair = f"a cat {CONTENT}{windowed(NAMES[1], window)}" if winner else windowed(NAMES[1], window)
+        never = webui.txt2img(pair, settings, **short)
+        assert never.pixels == webui.txt2img(f"a cat {winner}" if winner else "", **short).pixels
+    reached = webui.txt2img(f"a cat {CONTENT}{windowed(NAMES[1], window)}", constant(1, 1), **HIRES)
+    assert reached.pixels != webui.txt2img(f"a cat {CONTENT}", **HIRES).pixels
+
+
+@pytest.fixture
+def with_texts(webui: WebUI, lora_folder: Path) -> Iterator[None]:
+    """The pair with a part for the text encoder, in kohya's dialect and in diffusers'."""
+    checkpoint = lora_folder.parent / "sd1-a.safetensors"
+    written = [lora_folder / f"{name}-{kind}.safetensors" for name in NAMES for kind in ("te", "te-split")]
+    for name, (whole, split) in zip(NAMES, zip(written[::2], written[1::2], strict=True), strict=True):
+        rank, _, seed = ROLES[name.partition("-")[0]]
+        tensors = load_file(lora_folder / f"{name}.safetensors")
+        with safe_open(str(checkpoint), "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dict
+                if key.startswith(_LAYERS) and key.endswith("_proj.weight"):
+                    layer = key.removeprefix("cond_stage_model.transformer.").removesuffix(".weight")
+                    stem, shape = "lora_te_" + layer.replace(".", "_"), opened.get_slice(key).get_shape()
+                    tensors.update(seeded_layer(stem, shape, rank, seed))
+        save_file(tensors, whole)
+        convert(whole, split, "diffusers", overwrite=True)
+    webui.call("/sdapi/v1/refresh-loras", {})
+    yield
+    for path in written:
+        path.unlink()
+    webui.call("/sdapi/v1/refresh-loras", {})
+
+
+def _pair(kind: str, content: float, style: float) -> str:
+    return f"<lora:{NAMES[0]}-{kind}:{content}><lora:{NAMES[1]}-{kind}:{style}>"
+
+
+@pytest.mark.usefixtures("with_texts")
+def test_a_hires_prompt_is_encoded_with_its_own_loras(webui: WebUI) -> None:
+    """Files that we read and the host does not, against those that it reads by itself."""
+    before = webui.txt2img("a cat ")
+    for settings in ({**PUBLISHED, "keep": 0.5}, constant(1, 1)):
+        made, expected = (
+            webui.txt2img(
+                f"a cat {_pair(kind, 1, 0.8)}", settings, hr_prompt=f"a dog {_pair(kind, 0.2, 0.4)}", **HIRES
+            )
+            for kind in ("te-split", "te")
+        )
+        assert made.pixels == expected.pixels
+        assert made.pixels != webui.txt2img(f"a cat {_pair('te', 1, 0.8)}", settings, **HIRES).pixels
+    assert webui.txt2img("a cat ").pixels == before.pixels
