@@ -312,6 +312,12 @@
         if (label && !label.classList.contains("open")) label.click();
     }
 
+    /** What an element of the server's says in English from there on, in the user's language. */
+    function tell(element, from) {
+        const text = element.textContent.slice(from), told = say(text);
+        if (from >= 0 && told !== text) element.textContent = told;
+    }
+
     /** In older gradio the head of an accordion cannot be reached with the keyboard; sentences come in English. */
     function makeReadable(tab) {
         const accordion = liveLine(tab)?.closest(".input-accordion");
@@ -327,9 +333,9 @@
             }
             head.setAttribute("aria-expanded", String(head.classList.contains("open")));
         }
-        for (const problem of accordion?.querySelectorAll("p.klora-problem") ?? []) {
-            const text = say(problem.textContent);
-            if (text !== problem.textContent) problem.textContent = text;
+        for (const problem of accordion?.querySelectorAll("p.klora-problem") ?? []) tell(problem, 0);
+        for (const box of page().querySelectorAll(`[id^="html_"][id$="_${tab}"] .error`)) {
+            tell(box, box.textContent.indexOf("K-LoRA")); // behind the name of the exception, which nobody reads
         }
         for (const [id, label] of [["swap", "Swap content and style"], ["refresh", "Read the LoRA folder again"]]) {
             element(factsOf(tab)?.tools[id])?.setAttribute("aria-label", say(label));
