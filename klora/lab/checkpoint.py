@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from klora.errors import KloraError
+from klora.files.conversion import save_tensors
+from klora.files.writing import written_whole
 from klora.lab import tokens
 from klora.lab.model import (
     AUTOENCODER,
@@ -127,8 +129,6 @@ def _shape_in_file(name: str, weight: Tensor) -> Tensor:
 
 def export(model: Model, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
     """Write ``klora-lab.safetensors`` and ``klora-lab.yaml`` into a folder."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: _shape_in_file(name, weight).to(dtype).contiguous()
@@ -136,7 +136,8 @@ def export(model: Model, folder: Path, dtype: torch.dtype = torch.float16) -> Pa
         if weight.is_floating_point()
     }
     path = folder / f"{NAME}.safetensors"
-    save_file(weights, path, metadata={"format": "pt", "modelspec.title": "K-LoRA lab model"})
+    with written_whole(path) as draft:
+        save_tensors(weights, draft, {"format": "pt", "modelspec.title": "K-LoRA lab model"})
     (folder / f"{NAME}.yaml").write_text(settings_file(), encoding="utf-8")
     return path
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from klora.files.conversion import save_tensors
+from klora.files.writing import written_whole
 from klora.lab.model import in_parts, to_signed
 from klora.lab.world.individuals import THINGS
 from klora.lab.world.kinds import SUBJECTS
@@ -235,9 +237,8 @@ class Judges:
 
     def save(self, path: Path) -> None:
         """Write both judges to one file: matrices and kernels in 8 bits, the rest in 16-bit floats."""
-        from safetensors.torch import save_file
-
-        save_file(pack({"subject": self.subject, "style": self.style}), path)
+        with written_whole(path) as draft:
+            save_tensors(pack({"subject": self.subject, "style": self.style}), draft, {})
 
     @classmethod
     def load(cls, path: Path) -> Judges:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from klora.files.conversion import save_tensors
+from klora.files.writing import written_whole
 from klora.lab.recipes import Recipe
 
 
 def save(named: dict[str, Tensor], recipe: Recipe, folder: Path) -> Path:
     """Write a LoRA, at once, with the metadata that trainers write."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {
         "ss_base_model_version": "sd_v1",
@@ -31,9 +30,8 @@ def save(named: dict[str, Tensor], recipe: Recipe, folder: Path) -> Path:
         "modelspec.trigger_phrase": recipe.trigger,
     }
     path = folder / f"{recipe.name}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file(named, partial, metadata=metadata)
-    os.replace(partial, path)
+    with written_whole(path) as draft:
+        save_tensors(named, draft, metadata)
     return path
 
 

@@ -51,6 +51,14 @@ def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
         assert all(torch.equal(old[key], new[key]) for key in old)
 
 
+def test_who_may_read_what_the_lab_writes_is_as_for_any_new_file(weights: Path, tmp_path: Path) -> None:
+    """safetensors' own files can be read by their owner alone."""
+    (tmp_path / "new").touch()
+    written = [*weights.rglob("*.safetensors")]
+    assert len(written) > 3
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_checkpoint_has_the_names_that_hosts_know_sd1_by(tmp_path: Path) -> None:
     from safetensors import safe_open
 
