@@ -6,6 +6,7 @@ Ground truth is the host's own picture of the same tags, or of files that it rea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from klora.files.conversion import convert
 from tests.hosts.make_loras import ROLES, seeded_layer
-from tests.hosts.server import WebUI
+from tests.hosts.server import RefusedError, WebUI
 from tests.hosts.share_cases import CONTENT, HIRES, NAMES, STYLE, constant, windowed
 from tests.hosts.test_a1111 import CONTENT_WINS, STYLE_WINS
 from tests.published import PUBLISHED
@@ -42,6 +43,22 @@ def test_a_hires_pass_of_fewer_steps_has_its_own_windows(webui: WebUI) -> None:
         assert never.pixels == webui.txt2img(f"a cat {winner}" if winner else "", **short).pixels
     reached = webui.txt2img(f"a cat {CONTENT}{windowed(NAMES[1], window)}", constant(1, 1), **HIRES)
     assert reached.pixels != webui.txt2img(f"a cat {CONTENT}", **HIRES).pixels
+
+
+def test_who_asks_for_a_lora_that_is_not_there_disturbs_no_job(webui: WebUI) -> None:
+    """K-LoRA looks once more for what it does not find, and the host's tables stay whole meanwhile."""
+    pair, hires = f"a cat {CONTENT}{STYLE}", {**HIRES, "hr_prompt": f"a dog {CONTENT}{STYLE}"}
+    alone = webui.txt2img(pair, {}, steps=20, **hires)
+    asked = {"content": "nowhere", "style": NAMES[1], "steps": 4}
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(webui.txt2img, pair, {}, steps=20, **hires)
+        refusals = 0
+        while not job.done():
+            with pytest.raises(RefusedError, match="nowhere was not found"):
+                webui.call("/klora/v1/plan", asked)
+            refusals += 1
+    assert refusals > 2
+    assert job.result().pixels == alone.pixels
 
 
 @pytest.fixture
