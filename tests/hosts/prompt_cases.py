@@ -54,7 +54,7 @@ def test_who_asks_for_a_lora_that_is_not_there_disturbs_no_job(webui: WebUI) -> 
         job = pool.submit(webui.txt2img, pair, {}, steps=20, **hires)
         refusals = 0
         while not job.done():
-            with pytest.raises(RefusedError, match="no LoRA .nowhere"):
+            with pytest.raises(RefusedError, match="there is no LoRA 'nowhere'"):
                 webui.call("/klora/v1/plan", asked)
             refusals += 1
     assert refusals > 2
