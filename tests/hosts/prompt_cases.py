@@ -5,7 +5,7 @@ Ground truth is the host's own picture of the same tags, or of files that it rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from klora.files.conversion import convert
 from tests.hosts.make_loras import ROLES, seeded_layer
@@ -61,22 +62,25 @@ def test_who_asks_for_a_lora_that_is_not_there_disturbs_no_job(webui: WebUI) -> 
     assert job.result().pixels == alone.pixels
 
 
+#: Which layers of a file are written, by its name.
+KINDS: dict[str, Callable[[str], bool]] = {
+    "attention": lambda name: "_attn" in name,
+    "unet": lambda name: name.startswith("lora_unet_"),
+    "whole": lambda name: True,
+}
+
+
 @pytest.fixture
-def with_texts(webui: WebUI, lora_folder: Path) -> Iterator[None]:
-    """The pair with a part for the text encoder, in kohya's dialect and in diffusers'."""
-    checkpoint = lora_folder.parent / "sd1-a.safetensors"
-    written = [lora_folder / f"{name}-{kind}.safetensors" for name in NAMES for kind in ("te", "te-split")]
-    for name, (whole, split) in zip(NAMES, zip(written[::2], written[1::2], strict=True), strict=True):
-        rank, _, seed = ROLES[name.partition("-")[0]]
-        tensors = load_file(lora_folder / f"{name}.safetensors")
-        with safe_open(str(checkpoint), "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - not a dict
-                if key.startswith(_LAYERS) and key.endswith("_proj.weight"):
-                    layer = key.removeprefix("cond_stage_model.transformer.").removesuffix(".weight")
-                    stem, shape = "lora_te_" + layer.replace(".", "_"), opened.get_slice(key).get_shape()
-                    tensors.update(seeded_layer(stem, shape, rank, seed))
-        save_file(tensors, whole)
-        convert(whole, split, "diffusers", overwrite=True)
+def in_two_dialects(webui: WebUI, lora_folder: Path) -> Iterator[None]:
+    """The pair with a part for the text encoder, of each kind in kohya's dialect and in diffusers'."""
+    checkpoint, written = lora_folder.parent / "sd1-a.safetensors", []
+    for name in NAMES:
+        tensors = load_file(lora_folder / f"{name}.safetensors") | _for_texts(checkpoint, name)
+        for kind, has in KINDS.items():
+            whole, split = (lora_folder / f"{name}-{kind}{more}.safetensors" for more in ("", "-split"))
+            save_file({key: one for key, one in tensors.items() if has(key)}, whole)
+            convert(whole, split, "diffusers", overwrite=True)
+            written += [whole, split]
     webui.call("/sdapi/v1/refresh-loras", {})
     yield
     for path in written:
@@ -84,11 +88,36 @@ def with_texts(webui: WebUI, lora_folder: Path) -> Iterator[None]:
     webui.call("/sdapi/v1/refresh-loras", {})
 
 
+def _for_texts(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    rank, _, seed = ROLES[name.partition("-")[0]]
+    tensors = dict[str, Tensor]()
+    with safe_open(str(checkpoint), "pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - not a dict
+            if key.startswith(_LAYERS) and key.endswith("_proj.weight"):
+                layer = key.removeprefix("cond_stage_model.transformer.").removesuffix(".weight")
+                stem, shape = "lora_te_" + layer.replace(".", "_"), opened.get_slice(key).get_shape()
+                tensors.update(seeded_layer(stem, shape, rank, seed))
+    return tensors
+
+
 def _pair(kind: str, content: float, style: float) -> str:
     return f"<lora:{NAMES[0]}-{kind}:{content}><lora:{NAMES[1]}-{kind}:{style}>"
 
 
-@pytest.mark.usefixtures("with_texts")
+@pytest.mark.usefixtures("in_two_dialects")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_in_a_dialect_that_the_host_does_not_read_or_reads_in_part(webui: WebUI, kind: str) -> None:
+    """Some hosts know diffusers' names of the text encoder, or of what is no attention, and no others."""
+    before = webui.txt2img("a cat ")
+    for settings in ({**PUBLISHED, "keep": 0.5}, constant(0.6, 0.9)):
+        made, expected = (
+            webui.txt2img(f"a cat {_pair(name, 1, 1)}", settings) for name in (f"{kind}-split", kind)
+        )
+        assert made.pixels == expected.pixels != before.pixels
+    assert webui.txt2img("a cat ").pixels == before.pixels
+
+
+@pytest.mark.usefixtures("in_two_dialects")
 def test_a_hires_prompt_is_encoded_with_its_own_loras(webui: WebUI) -> None:
     """Files that we read and the host does not, against those that it reads by itself."""
     before = webui.txt2img("a cat ")
@@ -97,8 +126,8 @@ def test_a_hires_prompt_is_encoded_with_its_own_loras(webui: WebUI) -> None:
             webui.txt2img(
                 f"a cat {_pair(kind, 1, 0.8)}", settings, hr_prompt=f"a dog {_pair(kind, 0.2, 0.4)}", **HIRES
             )
-            for kind in ("te-split", "te")
+            for kind in ("whole-split", "whole")
         )
         assert made.pixels == expected.pixels
-        assert made.pixels != webui.txt2img(f"a cat {_pair('te', 1, 0.8)}", settings, **HIRES).pixels
+        assert made.pixels != webui.txt2img(f"a cat {_pair('whole', 1, 0.8)}", settings, **HIRES).pixels
     assert webui.txt2img("a cat ").pixels == before.pixels

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from klora.errors import LoraFileError, PairError
-from klora.files import Identity, UnknownDialectError, read_lora
+from klora.files import Identity, UnknownDialectError, is_attention, read_lora, split_layers
 from klora.files.models import MODELS, BaseModel
 
-#: Path -> (state of the file, its base model), for files that were read through and found sound.
-_checked: dict[str, tuple[Identity, str]] = {}
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A LoRA file that was read through: which base model it is for, ``unknown`` if it does not tell, and
+    whether it changes attention layers.
+    """
+
+    base_model: str = "unknown"
+    has_attention: bool = False
 
 
-def checked_base_model(path: str, name: str) -> str:
-    """The base model that a LoRA file is for, ``unknown`` if the file does not tell.
+#: Path -> state of the file and what it is, for files that were read through and found sound.
+_checked: dict[str, tuple[Identity, CheckedFile]] = {}
+
+
+def checked_file(path: str, name: str) -> CheckedFile:
+    """What a LoRA file is.
 
     Raises `LoraFileError` naming layer and defect if the file is damaged or holds NaN. A dialect that only
     the host understands, or a format that is not safetensors, is left to the host and is ``unknown``. A
     file is read through once, and again when it was replaced on disk.
     """
     if PurePath(path).suffix.lower() != ".safetensors":
-        return "unknown"
+        return CheckedFile()
     try:
         state = Identity.at(path)
     except OSError:
-        return "unknown"  # the host says it better: it looks for the name in more than one place
+        return CheckedFile()  # the host says it better: it looks for the name in more than one place
     if path not in _checked or _checked[path][0] != state:
         try:
             file = read_lora(path, name=name)
         except UnknownDialectError:
-            return "unknown"
+            return CheckedFile()
         file.verify()
-        _checked[path] = (state, file.base_model)
+        has_attention = any(is_attention(layer) for layer in split_layers(file))
+        _checked[path] = (state, CheckedFile(file.base_model, has_attention))
     return _checked[path][1]
+
+
+def checked_base_model(path: str, name: str) -> str:
+    """The base model that a LoRA file is for, as `checked_file` has it."""
+    return checked_file(path, name).base_model
 
 
 def loaded_family(model: Any) -> str:

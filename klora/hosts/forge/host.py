@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from klora.hosts.forge.denoiser import ForgeDenoiser
-from klora.hosts.forge.tables import touches, whole
+from klora.hosts.forge.tables import by_parameter, of_files, touches, whole
 from klora.hosts.forge_family import FamilyHost
 
 
@@ -24,10 +24,11 @@ class ForgeHost(FamilyHost):
         unet = getattr(objects, "unet", None)
         return hasattr(unet, "lora_patches") and hasattr(getattr(unet, "model", None), "lora_loader")
 
-    def is_understood(self, model: Any, path: str) -> bool:
-        """Whether the host's own table has the file."""
+    def touched(self, model: Any, path: str) -> Collection[str] | None:
+        """What the host's own table has of the file."""
         loaded = model.forge_objects_after_applying_lora
-        return loaded is not None and touches(loaded.unet.lora_patches, path)
+        table = {} if loaded is None else loaded.unet.lora_patches
+        return by_parameter(table, of_files(table, path)) or None
 
     def is_applied(self, model: Any, path: str) -> bool:
         """Whether the denoiser's table has it, which may be one that K-LoRA left from the pass before."""

@@ -30,8 +30,11 @@ class FamilyHost(ABC):
     """A member of the family as this process runs it."""
 
     @abstractmethod
-    def is_understood(self, model: Any, path: str) -> bool:
-        """Whether the host has made anything of the LoRA file that it has just loaded."""
+    def touched(self, model: Any, path: str) -> Collection[str] | None:
+        """Which parameters of the denoiser the host changes by the LoRA file that it has just loaded.
+
+        ``None`` if it has made nothing of the file.
+        """
 
     @abstractmethod
     def is_applied(self, model: Any, path: str) -> bool:
@@ -96,8 +99,7 @@ class FamilyHost(ABC):
         """Let the host read what it missed of ``names`` and what is rewritten; raises `LoraFileError`."""
         self.before_reading(p, is_hires)
         cast = [known for known in map(library.find, names) if known is not None]
-        is_understood = partial(self.is_understood, p.sd_model)
-        read_again(p, cast, is_understood, rewritten, is_hires, texts_stay)
+        read_again(p, cast, partial(self.touched, p.sd_model), rewritten, is_hires, texts_stay)
 
     def before_reading(self, p: Any, is_hires: bool) -> None:  # noqa: B027 - most have nothing to do
         """The host has loaded the LoRAs of a prompt; what has to be known of that is noted here."""

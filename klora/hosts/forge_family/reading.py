@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from klora.errors import KloraError
-from klora.files import Identity, read_lora
+from klora.files import Identity, host_layer_to_canonical, is_attention, read_lora
+from klora.files.canonical import part_names
 from klora.files.conversion import state_dict_in
 from klora.hosts.common.again import read_again_by_host
-from klora.hosts.common.checks import checked_base_model, takes
+from klora.hosts.common.checks import checked_file, loaded_family, takes
 from klora.hosts.common.library import KnownLora
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.common.stand_in import stand_in
@@ -37,7 +38,7 @@ _CONDS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 def read_again(
     p: Any,
     cast: Collection[KnownLora],
-    is_understood: Callable[[str], bool],
+    touched: Callable[[str], Collection[str] | None],
     rewritten: Mapping[str, RewrittenLora],
     is_hires: bool,
     texts_stay: bool = False,
@@ -48,8 +49,9 @@ def read_again(
     Texts that were encoded before are forgotten, unless they are to stay: for a refiner the host may go on
     with those of the first model.
 
-    ``is_understood`` tells of a path whether the host has made anything of it; ``rewritten`` are by name
-    those of which a transform has made something else. Raises `LoraFileError`.
+    ``touched`` tells of a path which parameters of the denoiser the host changes by it, ``None`` if it has
+    made nothing of it; ``rewritten`` are by name those of which a transform has made something else. Raises
+    `LoraFileError`.
     """
     marks = {one.path: rewritten[one.name].mark if one.name in rewritten else "" for one in cast}
     if [path for path, mark in marks.items() if _is_new(path, mark)]:
@@ -57,7 +59,7 @@ def read_again(
         _activate(p, is_hires, {}, {}, texts_stay)
     read = {one.path: rewritten[one.name].tensors for one in cast if one.name in rewritten}
     for one in cast:
-        if one.path not in read and not is_understood(one.path) and _is_for(p.sd_model, one):
+        if one.path not in read and _is_missed(p.sd_model, one, touched(one.path)):
             read[one.path] = state_dict_in(read_lora(one.path, name=one.name), "kohya")
     if read:
         found = {path: dict(tensors) for path, tensors in read.items()}
@@ -76,8 +78,20 @@ def mark_of(path: str) -> str:
     return _seen[path].rewritten if path in _seen else ""
 
 
-def _is_for(model: Any, lora: KnownLora) -> bool:
-    return takes(model, checked_base_model(lora.path, lora.name))
+def _is_missed(model: Any, lora: KnownLora, touched: Collection[str] | None) -> bool:
+    """Whether the host has missed what a contest is about: it may know some of a dialect's names alone, as
+    reForge those of diffusers' layers outside attention.
+    """
+    family = loaded_family(model)
+    if touched is not None and any(_is_attention(name, family) for name in touched):
+        return False
+    file = checked_file(lora.path, lora.name)
+    return takes(model, file.base_model) and (touched is None or file.has_attention)
+
+
+def _is_attention(parameter: str, base_model: str) -> bool:
+    name = host_layer_to_canonical(parameter, base_model) or parameter.removesuffix(".weight")
+    return any(map(is_attention, (name, *part_names(name))))
 
 
 def _is_new(path: str, mark: str) -> bool:

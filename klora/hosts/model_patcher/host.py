@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from klora.errors import HostError
@@ -58,9 +58,9 @@ class ModelPatcherHost(FamilyHost):
         _refuse_same_model(p)
         return super().seam(p, names)
 
-    def is_understood(self, model: Any, path: str) -> bool:
-        """Whether the host has added the file, be it to the text encoder alone."""
-        return path in _noted(model)
+    def touched(self, model: Any, path: str) -> Collection[str] | None:
+        """What is noted of the file, be it nothing because it changes the text encoder alone."""
+        return _noted(model).get(path)
 
     def is_applied(self, model: Any, path: str) -> bool:
         """Whether it has added anything to the denoiser."""

@@ -514,7 +514,7 @@ class FakeWebUI:
         online_mode: bool,
     ) -> tuple[Any, Any]:
         patches = read(lora, adapters=not self.is_forge)
-        if not patches:
+        if not patches and self.kind.host != REFORGE:  # which clones the model all the same
             return model, clip
         patched = model.clone()
         patched.add_patches(filename, patches, strength, online_mode)

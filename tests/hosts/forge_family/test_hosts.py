@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from klora.errors import HostError, KloraError, LoraFileError, PairError
+from klora.hosts.common import library
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
 from klora.hosts.forge import ForgeHost
+from klora.hosts.forge_family.reading import read_again
 from klora.hosts.model_patcher import ModelPatcherHost
 from klora.hosts.which import this_host
 from klora.schedule import Expected, LayerShares
@@ -152,6 +154,32 @@ def test_a_dialect_that_the_host_cannot_read(webui: FakeWebUI, loras: list[Lora]
         )
         assert webui.sd_model.current_lora_hash.endswith("(read by K-LoRA)")
     assert torch.equal(webui.own_picture(given, fox=1.0), base)
+
+
+_BLOCK = "double_blocks.0"
+_SHAPES = {"img_attn.qkv": (24, 8), "img_attn.proj": (8, 8), "img_mlp.0": (32, 8), "img_mlp.2": (8, 32)}
+_ALL, _MLP, _PROJ = tuple(_SHAPES), ("img_mlp.0", "img_mlp.2"), ("img_attn.proj", "img_mlp.0")
+
+
+@plain
+@pytest.mark.parametrize("layers", [_ALL, _MLP])
+@pytest.mark.parametrize("found", [None, (), _MLP, _PROJ, ("img_attn.qkv",)])
+def test_a_file_whose_attention_the_host_has_missed_is_read_again(
+    webui: FakeWebUI, loras: list[Lora], layers: tuple[str, ...], found: tuple[str, ...] | None
+) -> None:
+    """Some hosts know a part of a dialect's names; without attention there would be no contest."""
+    tensors = {}
+    for layer in layers:
+        rows, columns = _SHAPES[layer]
+        tensors[f"{_BLOCK}.{layer}.lora_A.weight"] = torch.zeros(2, columns)
+        tensors[f"{_BLOCK}.{layer}.lora_B.weight"] = torch.ones(rows, 2)
+    save_file(tensors, loras[0].path)
+    p = webui.job(fox=1.0, ink=1.0)
+    cast = [known for known in [library.find("fox")] if known is not None]
+    names = None if found is None else [f"diffusion_model.{_BLOCK}.{layer}.weight" for layer in found]
+    read_again(p, cast, lambda _path: names, {}, False)
+    has_missed_it = found is None or (layers == _ALL and found in ((), _MLP))
+    assert p.sd_model.current_lora_hash.endswith("(read by K-LoRA)") == has_missed_it
 
 
 def refined(
