@@ -63,7 +63,7 @@ def test_who_asks_for_a_lora_that_is_not_there_disturbs_no_job(webui: WebUI) -> 
 
 
 #: Which layers of a file are written, by its name.
-KINDS: dict[str, Callable[[str], bool]] = {
+PARTS: dict[str, Callable[[str], bool]] = {
     "attention": lambda name: "_attn" in name,
     "unet": lambda name: name.startswith("lora_unet_"),
     "whole": lambda name: True,
@@ -76,7 +76,7 @@ def in_two_dialects(webui: WebUI, lora_folder: Path) -> Iterator[None]:
     checkpoint, written = lora_folder.parent / "sd1-a.safetensors", []
     for name in NAMES:
         tensors = load_file(lora_folder / f"{name}.safetensors") | _for_texts(checkpoint, name)
-        for kind, has in KINDS.items():
+        for kind, has in PARTS.items():
             whole, split = (lora_folder / f"{name}-{kind}{more}.safetensors" for more in ("", "-split"))
             save_file({key: one for key, one in tensors.items() if has(key)}, whole)
             convert(whole, split, "diffusers", overwrite=True)
@@ -105,7 +105,7 @@ def _pair(kind: str, content: float, style: float) -> str:
 
 
 @pytest.mark.usefixtures("in_two_dialects")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PARTS)
 def test_a_pair_in_a_dialect_that_the_host_does_not_read_or_reads_in_part(webui: WebUI, kind: str) -> None:
     """Some hosts know diffusers' names of the text encoder, or of what is no attention, and no others."""
     before = webui.txt2img("a cat ")
