@@ -130,6 +130,19 @@ def make_gguf(family: Family, models: Path) -> None:
         subprocess.run(command, check=True, cwd=family.root, capture_output=True)
 
 
+def made_models(family: Family, folder: Path) -> Path:
+    """Where the checkpoints lie, and LoRAs for them in its ``loras``; in ``folder`` if they are not kept."""
+    models = family.models or folder / "models"
+    if not (models / "sd1-a.safetensors").exists():
+        script, *flags = family.maker
+        command = [family.python, str(HERE / script), str(family.root), str(models), *flags]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run(command, check=True, cwd=family.root, env=environment, capture_output=True)
+        (models / "loras").mkdir(exist_ok=True)
+        make_loras(models / "sd1-a.safetensors", models / "loras")
+    return models
+
+
 @contextmanager
 def running(
     family: Family,
@@ -149,14 +162,7 @@ def running(
     ``name:word``. ``is_installed``: whether this extension is there.
     """
     root, python = family.root, family.python
-    models, data = family.models or folder / "models", folder / "data"
-    if not (models / "sd1-a.safetensors").exists():
-        script, *flags = family.maker
-        command = [python, str(HERE / script), str(root), str(models), *flags]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
-        (models / "loras").mkdir(exist_ok=True)
-        make_loras(models / "sd1-a.safetensors", models / "loras")
+    models, data = made_models(family, folder), folder / "data"
     for kind in kinds:
         # Before the start: reForge looks for text encoders only then.
         if path := os.environ.get(f"{family.variable}_{kind}"):

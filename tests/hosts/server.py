@@ -87,7 +87,7 @@ class WebUI:
     def img2img(self, prompt: str, klora: dict[str, Any] | None = None, **request: Any) -> Answer:
         """Make pictures from ``init``, the answer of an earlier job."""
         init: Answer = request.pop("init")
-        request["init_images"] = [_as_text(Image.frombytes("RGB", init.size, init.raw))]
+        request["init_images"] = [as_text(Image.frombytes("RGB", init.size, init.raw))]
         return self._pictures("/sdapi/v1/img2img", prompt, klora, request)
 
     def _pictures(
@@ -106,7 +106,7 @@ class WebUI:
             **request,
         }
         if klora is not None:
-            body["alwayson_scripts"] = {"K-LoRA": {"args": [klora]}}
+            body["alwayson_scripts"] = {**body.get("alwayson_scripts", {}), "K-LoRA": {"args": [klora]}}
         answer = self.call(path, body)
         pictures = [Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB") for one in answer["images"]]
         raws = [one.tobytes() for one in pictures]
@@ -125,10 +125,11 @@ def left_half(size: tuple[int, int]) -> str:
     """A mask for inpainting the left half, as the API takes it."""
     mask = Image.new("L", size, 0)
     mask.paste(255, (0, 0, size[0] // 2, size[1]))
-    return _as_text(mask)
+    return as_text(mask)
 
 
-def _as_text(picture: Image.Image) -> str:
+def as_text(picture: Image.Image) -> str:
+    """A picture as the API takes it."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
