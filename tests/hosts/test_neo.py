@@ -97,6 +97,7 @@ _ENDS = {
     "another extension's clone before ours": _meddled("clone before"),
     "another extension's clone of ours": _meddled("clone after"),
     "unloaded while sampling": _meddled("unload"),
+    "unloaded after the last forward": _meddled("unload last"),
 }
 _ENDS.pop("functional")
 

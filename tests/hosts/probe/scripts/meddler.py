@@ -1,7 +1,8 @@
 """What other extensions do to the denoiser's patcher in Forge Neo and reForge, on demand.
 
 ``args``: "clone before" and "clone after" K-LoRA has put its own patcher there; "unload" the model in the
-middle of sampling and load it again, as a ControlNet short of memory makes the host do;
+middle of sampling and load it again, as a ControlNet short of memory makes the host do, or "unload last",
+after the last forward, while K-LoRA is still there;
 "compile" the denoiser; leave the host "little memory" for it, so that it keeps the weights elsewhere.
 """
 
@@ -14,7 +15,7 @@ import gradio
 import torch
 from modules import scripts
 
-AROUND_SAMPLING = ("clone after", "unload", "little memory")
+AROUND_SAMPLING = ("clone after", "unload", "unload last", "little memory")
 
 #: How the hosts call the bytes of a model that fit on the device; 0 says in some that all do.
 FITTING = {"model_gpu_memory_when_using_cpu_swap": 0, "lowvram_model_memory": 64}
@@ -57,6 +58,10 @@ def meddling(p, deed, original):
         if deed == "clone after":
             clone(p)
             return original(*arguments, **keywords)
+        if deed == "unload last":
+            sampled = original(*arguments, **keywords)
+            management().unload_all_models()
+            return sampled
         calls = []
 
         def before(*_):
