@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 
-from tqdm import tqdm
-
 from klora.errors import KloraError
 from klora.version import __version__
 
@@ -68,8 +66,12 @@ def write_what_the_console_can() -> None:
 
 
 def _end_progress_bars() -> None:
-    """Take away a bar that an error has left behind, so that the error stands on a line of its own."""
-    for bar in list(getattr(tqdm, "_instances", ())):
+    """Take away a bar that an error has left behind, so that the error stands on a line of its own.
+
+    Who has shown none has not loaded their module either, which takes its time.
+    """
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(bars, "_instances", ())):
         was_shown = time.time() - bar.start_t > bar.delay
         bar.close()
         if was_shown:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from klora.files.models import MODELS
 from klora.files.models.grammar import Found, Grammar, Order, filled, part_patterns
@@ -23,7 +23,11 @@ _LAST = 10_000
 
 GRAMMARS: Mapping[str, Grammar] = {model.name: Grammar(model) for model in MODELS}
 _ORDER = Order(MODELS)
-_ORDERS = {model.name: Order((model,)) for model in MODELS}
+
+
+@cache
+def _order_of(base_model: str) -> Order:
+    return Order((GRAMMARS[base_model].model,))
 
 
 @lru_cache(maxsize=65536)
@@ -42,15 +46,15 @@ def forward_position(name: str, base_model: str = "unknown") -> Position | None:
     Models that share names may call them in different orders; with ``base_model`` the order is that model's.
     Compare only positions of one and the same ``base_model``.
     """
-    if base_model in _ORDERS:
+    if base_model in GRAMMARS:
         found = GRAMMARS[base_model].find(name)
         if found is not None and found.name == name:
-            return _ORDERS[base_model].place(found)
+            return _order_of(base_model).place(found)
     found = found_layer(name)
     # Behind all of the model's own: a stranger in a file of this model.
     if found is None:
         return None
-    return (_LAST, *_ORDER.place(found)) if base_model in _ORDERS else _ORDER.place(found)
+    return (_LAST, *_ORDER.place(found)) if base_model in GRAMMARS else _ORDER.place(found)
 
 
 def in_forward_order(layers: Iterable[str], base_model: str = "unknown") -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from klora.files.models.model import BaseModel, Layer
 
@@ -48,47 +48,63 @@ class _Rule:
         return zip(self.numbers, numbers, strict=True)
 
 
+#: The spellings of a model's layers by their signature.
+_Rules = dict[str, list[_Rule]]
+
+
+def _rules(model: BaseModel, separator: str) -> _Rules:
+    rules: _Rules = {}
+    for layer in model.layers():
+        for spelling in layer.spellings():
+            signature, numbers = _signature(spelling.replace(".", separator), separator)
+            rules.setdefault(signature, []).append(_Rule(numbers, layer))
+    return rules
+
+
+def _find(rules: _Rules, path: str, separator: str) -> Found | None:
+    if len(path) > _LONGEST:
+        return None
+    signature, numbers = _signature(path, separator)
+    for rule in rules.get(signature, ()):
+        slots = rule.match(numbers)
+        if slots is not None:
+            return Found(rule.layer, slots)
+    return None
+
+
 class Grammar:
     """The names that one model's layers have, in every spelling, dotted and flat."""
 
     def __init__(self, model: BaseModel) -> None:
         self.model = model
-        self._rules: dict[str, list[_Rule]] = {}
-        self._natives: dict[str, str] = {}
-        for layer in model.layers():
-            for spelling in layer.spellings():
-                self._add(spelling, ".", layer)
-                self._add(spelling.replace(".", "_"), "_", layer)
-            self._lead_to_native(layer)
 
-    def _add(self, spelling: str, separator: str, layer: Layer) -> None:
-        signature, numbers = _signature(spelling, separator)
-        self._rules.setdefault(separator + signature, []).append(_Rule(numbers, layer))
+    # Each table when it is first needed: a file is in one dialect, and most models are never met.
 
-    def _lead_to_native(self, layer: Layer) -> None:
-        if layer.native is None:
-            return
-        self._natives[layer.pattern] = layer.native
-        for part in part_patterns(layer):
-            self._natives.setdefault(part, layer.native)
+    @cached_property
+    def _dotted(self) -> _Rules:
+        return _rules(self.model, ".")
+
+    @cached_property
+    def _flat(self) -> _Rules:
+        return _rules(self.model, "_")
+
+    @cached_property
+    def _natives(self) -> dict[str, str]:
+        natives: dict[str, str] = {}
+        for layer in self.model.layers():
+            if layer.native is not None:
+                natives[layer.pattern] = layer.native
+                for part in part_patterns(layer):
+                    natives.setdefault(part, layer.native)
+        return natives
 
     def find(self, path: str) -> Found | None:
         """The layer at a dotted path in any of the model's spellings."""
-        return self._find(path, ".")
+        return _find(self._dotted, path, ".")
 
     def find_flat(self, path: str) -> Found | None:
         """The layer at a path with underscores for dots."""
-        return self._find(path, "_")
-
-    def _find(self, path: str, separator: str) -> Found | None:
-        if len(path) > _LONGEST:
-            return None
-        signature, numbers = _signature(path, separator)
-        for rule in self._rules.get(separator + signature, ()):
-            slots = rule.match(numbers)
-            if slots is not None:
-                return Found(rule.layer, slots)
-        return None
+        return _find(self._flat, path, "_")
 
     def native(self, canonical: str) -> str | None:
         """The path in the model's own code; that of the fused layer for a part of one."""
