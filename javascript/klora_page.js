@@ -312,10 +312,11 @@
         if (label && !label.classList.contains("open")) label.click();
     }
 
-    /** What an element of the server's says in English from there on, in the user's language. */
+    /** Puts what the server has said in English, from the place `from` of an element's text on, in the user's language. */
     function tell(element, from) {
+        if (from < 0) return; // another's text
         const text = element.textContent.slice(from), told = say(text);
-        if (from >= 0 && told !== text) element.textContent = told;
+        if (told !== text) element.textContent = told;
     }
 
     /** In older gradio the head of an accordion cannot be reached with the keyboard; sentences come in English. */

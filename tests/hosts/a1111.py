@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.hosts.make_loras import make_loras
 from tests.hosts.server import WebUI, free_port, start
 
@@ -21,6 +23,19 @@ FLAGS = [
     *("--server-name", "127.0.0.1"),  # without it A1111 listens on every address under --nowebui
 ]
 PROBE, OWN = "klora-probe", "sd-webui-klora"
+
+
+def installation() -> Path:
+    """The installation that ``KLORA_A1111`` names; skips the test if it names none."""
+    folder = os.environ.get("KLORA_A1111")
+    if not folder:
+        pytest.skip("set KLORA_A1111 to the folder of an installed AUTOMATIC1111 to run the tests on it")
+    return Path(folder)
+
+
+def python_of(root: Path) -> str:
+    """The Python of an installation."""
+    return os.environ.get("KLORA_A1111_PYTHON") or str(root / "venv" / "bin" / "python")
 
 
 def page_flags(has_ui: bool) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ a folder of the test.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,13 @@ import pytest
 
 pytest.importorskip("PIL", reason="the host tests read pictures with Pillow: install the extra 'lab'")
 
-from tests.hosts.a1111 import link_extensions, make_a1111_models, running_a1111
+from tests.hosts.a1111 import (
+    installation,
+    link_extensions,
+    make_a1111_models,
+    python_of,
+    running_a1111,
+)
 from tests.hosts.family import FORGE, NEO, REFORGE, FamilyWebUI, make_gguf, running
 from tests.hosts.server import WebUI
 
@@ -27,16 +32,13 @@ from tests.hosts.server import WebUI
 @pytest.fixture(scope="session")
 def a1111_root() -> Path:
     """The installation under test."""
-    folder = os.environ.get("KLORA_A1111")
-    if not folder:
-        pytest.skip("set KLORA_A1111 to the folder of an installed AUTOMATIC1111 to run the tests on it")
-    return Path(folder)
+    return installation()
 
 
 @pytest.fixture(scope="session")
 def a1111_python(a1111_root: Path) -> str:
     """The installation's Python."""
-    return os.environ.get("KLORA_A1111_PYTHON") or str(a1111_root / "venv" / "bin" / "python")
+    return python_of(a1111_root)
 
 
 @pytest.fixture(scope="session")

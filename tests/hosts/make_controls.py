@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from klora.files.writing import write_with
 from tests.hosts.drawn import drawn
 
 _UNET = "model.diffusion_model."
@@ -126,11 +127,9 @@ def _layer(name: str, *shape: int) -> Shapes:
 
 
 def _save(shapes: Shapes, file: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write drawn numbers, all at once or not at all."""
+    """Write drawn numbers."""
     tensors: dict[str, Tensor] = {
         name: drawn(name, torch.empty(shape, device="meta"), seed=5).to(dtype)
         for name, shape in shapes.items()
     }
-    unfinished = file.with_suffix(".unfinished")
-    save_file(tensors, unfinished)
-    unfinished.replace(file)
+    write_with(file, lambda draft: save_file(tensors, draft))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -10,9 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from tests.hosts.a1111 import make_a1111_models, running_a1111
+from tests.hosts.a1111 import installation, make_a1111_models, python_of, running_a1111
 from tests.hosts.family import FORGE, NEO, REFORGE, Family, running
 from tests.hosts.server import BOOT_SECONDS, STARTED, WebUI
 
@@ -41,15 +38,10 @@ class Page:
 
 @contextmanager
 def _a1111(folder: Path, *, is_installed: bool = True) -> Iterator[Page]:
-    named = os.environ.get("KLORA_A1111")
-    if not named:
-        pytest.skip("set KLORA_A1111 to the folder of an installed AUTOMATIC1111 to run the tests on it")
-    root, data = Path(named), folder / "data"
-    python = os.environ.get("KLORA_A1111_PYTHON") or str(root / "venv" / "bin" / "python")
-    make_a1111_models(root, python, folder / "models")
-    with running_a1111(
-        root, python, folder / "models", data, has_ui=True, is_installed=is_installed
-    ) as webui:
+    root, models, data = installation(), folder / "models", folder / "data"
+    python = python_of(root)
+    make_a1111_models(root, python, models)
+    with running_a1111(root, python, models, data, has_ui=True, is_installed=is_installed) as webui:
         yield Page(webui, data)
 
 

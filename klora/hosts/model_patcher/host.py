@@ -64,7 +64,7 @@ class ModelPatcherHost(FamilyHost):
 
     def is_applied(self, model: Any, path: str) -> bool:
         """Whether it has added anything to the denoiser."""
-        return bool(_noted(model).get(path))
+        return bool(self.touched(model, path))
 
     def denoiser(self, model: Any, paths: Sequence[str]) -> ModelPatcherDenoiser | None:
         """The denoiser that is about to be loaded."""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.hosts.a1111 import make_a1111_models, running_a1111
+from tests.hosts.a1111 import make_a1111_models, python_of, running_a1111
 from tests.hosts.family import FORGE, NEO, REFORGE, Family, running
 from tests.hosts.server import WebUI
 
@@ -36,7 +36,7 @@ class Place:
 @contextmanager
 def _a1111(folder: Path, models: Path | None, credentials: str | None = None) -> Iterator[Place]:
     root = Path(os.environ["KLORA_A1111"])
-    python = os.environ.get("KLORA_A1111_PYTHON") or str(root / "venv" / "bin" / "python")
+    python = python_of(root)
     kept = models or folder / "models"
     if not (kept / "sd1-a.safetensors").exists():
         make_a1111_models(root, python, kept)
