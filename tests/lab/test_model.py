@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from klora.lab import checkpoint, lora_files, model, tokens  # noqa: E402
 from klora.lab.recipes import RECIPES  # noqa: E402
 from klora.lab.training import loras  # noqa: E402
-from klora.lab.training.loop import Loop, Plan  # noqa: E402
+from klora.lab.training.loop import Loop, Muon, Plan, orthogonal  # noqa: E402
 from klora.lab.training.text import Words  # noqa: E402
 
 
@@ -100,6 +100,40 @@ def test_folding_moves_statistics_and_keeps_pictures() -> None:
     assert torch.allclose(folded.std, expected, rtol=1e-3)
     # Padding of the 3 x 3 convolutions comes after the 1 x 1, so pictures agree to the edge.
     assert torch.allclose(network.decode(folded.mean).sample, picture, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 20), (2, 20, 6), (1, 8, 8), (5, 4)])
+def test_orthogonal_moves_the_singular_values_alone(shape: tuple[int, ...]) -> None:
+    """Against the polynomial that Newton-Schulz is, on each singular value of a decomposition."""
+    updates = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(updates, full_matrices=False)
+    values = values / values.norm(dim=-1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = left @ torch.diag_embed(values) @ right
+    torch.testing.assert_close(orthogonal(updates), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(orthogonal(updates.float()).double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_muon_moves_alike_weights_each_by_its_own_gradient() -> None:
+    """Weights of one shape are worked on together; each moves as it does alone."""
+
+    def moved(chosen: list[int]) -> list[torch.Tensor]:
+        drawn = torch.randn(3, 2, 6, 2, 2, generator=torch.Generator().manual_seed(2))
+        weights = [drawn[0, :, :, 0, 0], drawn[1], drawn[2], drawn[2, :, :, 1, 0]]
+        weights = [torch.nn.Parameter(weight.clone()) for weight in weights]
+        muon = Muon([weights[place] for place in chosen], lr=0.1)
+        for step in range(2):
+            for place, weight in enumerate(weights):
+                weight.grad = (weight.detach() + place + step).cos()
+            muon.step()
+        return [weights[place].detach() for place in chosen]
+
+    together = moved([0, 1, 2, 3])
+    for place, weight in enumerate(together):
+        torch.testing.assert_close(weight, moved([place])[0], rtol=1e-4, atol=1e-5)
+    start = torch.randn(3, 2, 6, 2, 2, generator=torch.Generator().manual_seed(2))
+    assert float((together[1] - start[1]).abs().max()) > 0.01
 
 
 def test_loop_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -65,17 +66,24 @@ class Plan:
         return replace(self, steps=max(1, round(share * self.steps)))
 
 
-def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix of an update [m, n], by Newton-Schulz (Jordan, Muon, 2024)."""
+def orthogonal(updates: Tensor, iterations: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrix of each update [..., m, n], by Newton-Schulz (Jordan, Muon, 2024).
+
+    Each iteration multiplies from the left by a polynomial of the Gram matrix, and so does the next with a
+    Gram matrix that follows from the last: all of them happen among the smaller [m, m].
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
-    matrix = update / (update.norm() + 1e-7)
-    tall = matrix.shape[0] > matrix.shape[1]
-    matrix = matrix.T if tall else matrix
+    matrices = updates / (updates.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    matrices = matrices.mT if tall else matrices
+    gram = matrices @ matrices.mT
+    product = torch.eye(gram.shape[-1]).to(gram)
     for _ in range(iterations):
-        gram = matrix @ matrix.T
-        matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
-    result: Tensor = matrix.T if tall else matrix
-    return result
+        factor = b * gram + c * (gram @ gram)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product, gram = factor @ product, factor @ gram @ factor
+    result = product @ matrices
+    return result.mT if tall else result
 
 
 class Muon(torch.optim.Optimizer):
@@ -88,15 +96,22 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move every weight by its orthogonal momentum, at a root mean square of 0.2 times the rate."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                memory = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                memory.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(memory, group["momentum"])
-                matrix = orthogonal(ahead.reshape(ahead.shape[0], -1))
-                size = 0.2 * math.sqrt(max(matrix.shape))
-                weight.add_(matrix.reshape(weight.shape), alpha=-group["lr"] * size)
+                if weight.grad is not None:
+                    alike[weight.flatten(1).shape].append(weight)
+            for shape, weights in alike.items():
+                ahead = torch.stack([self._ahead(weight, group["momentum"]) for weight in weights])
+                size = 0.2 * math.sqrt(max(shape))
+                for weight, matrix in zip(weights, orthogonal(ahead), strict=True):
+                    weight.add_(matrix.reshape(weight.shape), alpha=-group["lr"] * size)
+
+    def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
+        """The momentum of a weight, moved on by its gradient, where Nesterov looks: [rows, the rest]."""
+        gradient: Tensor = weight.grad  # type: ignore[assignment]
+        memory = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        memory.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(memory, momentum).flatten(1)
 
 
 @dataclass
