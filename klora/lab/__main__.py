@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--workers",
         type=int,
         default=1,
-        help="processes, each of one thread, that share out the LoRAs in the stages loras and gates",
+        help="processes, each of one thread, for what can be trained at the same time, above all the LoRAs",
     )
     learn.add_argument(
         "--rehearse",

@@ -139,8 +139,19 @@ def test_gates_are_written_as_a_table_and_as_data(tmp_path: Path) -> None:
     assert [one["met"] for one in json.loads((tmp_path / "gates.json").read_text())] == [True, False]
 
 
-def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step of each training, on drawings of noise, down to a checkpoint that loads."""
+@pytest.mark.parametrize("order", [1, -1])
+def test_stages_hand_on_their_checkpoints(
+    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of each training, on drawings of noise, down to a checkpoint that loads.
+
+    What is trained beside one another may come in either order.
+    """
+
+    def one_by_one(work: Any, chains: Any, _workers: int) -> list[None]:
+        return [work(chain) for chain in list(chains)[::order]]
+
+    monkeypatch.setattr(stages, "shared", one_by_one)
     chance = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (8, 3, 128, 128), generator=chance, dtype=torch.uint8)
     monkeypatch.setattr(autoencoder, "lessons", lambda _cache: noise)
@@ -152,7 +163,7 @@ def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     torch.save(latents, job.cache / "latents.pt")
     monkeypatch.setattr(text, "contexts", lambda _encoder, prompts, _words: _some_contexts(len(prompts)))
     monkeypatch.setattr(text, "read", lambda _encoder, prompts: _some_contexts(len(prompts)))
-    stages.run(job, ("vae", "decoder", "text", "base"))
+    stages.run(job, ("vae", "text", "base", "decoder", "checkpoint"))
     kept = {path.name for path in (job.cache / "checkpoints").iterdir()}
     assert kept == {"autoencoder.pt", "decoder.pt", "text.pt", "base.pt"}
     for name in kept:
@@ -161,6 +172,14 @@ def test_stages_hand_on_their_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     expected = autoencoder.kept_average(job.cache, "base")
     for name, weight in found.denoiser.state_dict().items():
         assert torch.allclose(weight, expected[name], atol=2e-3, rtol=2e-3)
+
+
+def test_what_is_trained_beside_one_another_is_trained_by_other_processes(tmp_path: Path) -> None:
+    """The autoencoder that they go on from is missing, and that is told by the process that looked for it."""
+    job = stages.Job(tmp_path / "cache", tmp_path / "out", workers=2)
+    with pytest.raises(FileNotFoundError, match="autoencoder") as told:
+        stages.run(job, ("base", "decoder"))
+    assert "_RemoteTraceback" in repr(told.value.__cause__)
 
 
 def test_noisy_steps_count_more_up_to_a_limit() -> None:
@@ -226,7 +245,7 @@ def test_the_command_line_names_the_stages_and_refuses_no_worker(
     chosen = parser().parse_args(["train", "--stage", "loras", "--stage", "gates", "--workers", "3"])
     assert (chosen.stage, chosen.workers) == (["loras", "gates"], 3)
     assert list(stages.STAGES) == [
-        *("icons", "vae", "decoder", "text", "base", "judges", "loras", "gates", "truth")
+        *("icons", "vae", "text", "base", "decoder", "judges", "checkpoint", "loras", "gates", "truth")
     ]
     assert main(["train", "--out", str(tmp_path), "--workers", "0"]) == 2
     assert "--workers is 0" in capsys.readouterr().err

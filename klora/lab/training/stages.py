@@ -42,7 +42,7 @@ class Job:
     out: Path
     minutes: float = math.inf
     workers: int = 1
-    """Processes that share out the LoRAs in the stages ``loras`` and ``gates``."""
+    """Processes: they share out the LoRAs, and two of them train what is in `BESIDE` at the same time."""
     share: float = 1.0
     """Of the steps of every training that are done; less than 1 is a rehearsal, which learns nothing."""
 
@@ -125,22 +125,21 @@ def train_autoencoder(job: Job) -> None:
     autoencoder.train(job.cache, autoencoder.PLAN.shortened(job.share), job.minutes)
 
 
-def train_decoder(job: Job) -> None:
-    """Stage ``decoder``: the decoder once more, on whole pictures; latents stay."""
-    drawn = autoencoder.lessons(job.cache)
-    autoencoder.refine(job.cache, drawn, autoencoder.DECODER_PLAN.shortened(job.share), job.minutes)
-
-
 def train_text(job: Job) -> None:
     """Stage ``text``: the text encoder."""
     text.train(job.cache, base_latents(job.cache), TEXT_PLAN.shortened(job.share), job.minutes)
 
 
 def train_base(job: Job) -> None:
-    """Stage ``base``: the denoiser; the checkpoint is written to the output folder."""
+    """Stage ``base``: the denoiser."""
     plan = BASE_PLAN.shortened(job.share)
     base.train(job.cache, base_latents(job.cache), said_of(job.cache), plan, job.minutes)
-    checkpoint.export(trained_model(job.cache), job.out)
+
+
+def train_decoder(job: Job) -> None:
+    """Stage ``decoder``: the decoder once more, on whole pictures; latents stay."""
+    drawn = autoencoder.lessons(job.cache)
+    autoencoder.refine(job.cache, drawn, autoencoder.DECODER_PLAN.shortened(job.share), job.minutes)
 
 
 def train_judges(job: Job) -> None:
@@ -192,18 +191,38 @@ def measure_lora(job: Job, name: str) -> list[gates.Gate]:
 STAGES: dict[str, Callable[[Job], object]] = {
     "icons": lambda job: icons.fetch(job.cache),
     "vae": train_autoencoder,
-    "decoder": train_decoder,
     "text": train_text,
     "base": train_base,
+    "decoder": train_decoder,
     "judges": train_judges,
+    "checkpoint": lambda job: checkpoint.export(trained_model(job.cache), job.out),
     "loras": train_loras,
     "gates": measure_gates,
     "truth": lambda job: truth.write(job.cache, job.out / truth.NAME),
 }
 
 
+BESIDE: tuple[tuple[str, ...], ...] = (("text", "base"), ("decoder", "judges"))
+"""Stages that need the autoencoder and nothing of one another: more than one worker trains them at the same
+time, and so in less than both take, since networks this small gain little from a second thread."""
+
+
 def run(job: Job, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     """Run stages in their order."""
     job.out.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
+    beside = {stage for chain in BESIDE for stage in chain}
+    first = next((place for place, stage in enumerate(stages) if stage in beside), 0)
+    for stage in stages[:first]:
+        STAGES[stage](job)
+    chains = [tuple(stage for stage in chain if stage in stages) for chain in BESIDE]
+    for _ in shared(partial(_run_chain, job), filter(None, chains), job.workers):
+        pass
+    for stage in stages[first:]:
+        if stage not in beside:
+            STAGES[stage](job)
+
+
+def _run_chain(job: Job, chain: tuple[str, ...]) -> None:
+    """Run stages one after the other, in this process."""
+    for stage in chain:
         STAGES[stage](job)
