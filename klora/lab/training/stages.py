@@ -204,25 +204,22 @@ STAGES: dict[str, Callable[[Job], object]] = {
 
 BESIDE: tuple[tuple[str, ...], ...] = (("text", "base"), ("decoder", "judges"))
 """Stages that need the autoencoder and nothing of one another: more than one worker trains them at the same
-time, and so in less than both take, since networks this small gain little from a second thread."""
+time. Two processes do a little more than two threads (``tests/bench/bench_training.py``)."""
 
 
 def run(job: Job, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     """Run stages in their order."""
     job.out.mkdir(parents=True, exist_ok=True)
     beside = {stage for chain in BESIDE for stage in chain}
-    first = next((place for place, stage in enumerate(stages) if stage in beside), 0)
-    for stage in stages[:first]:
-        STAGES[stage](job)
+    first = next((place for place, stage in enumerate(stages) if stage in beside), len(stages))
     chains = [tuple(stage for stage in chain if stage in stages) for chain in BESIDE]
-    for _ in shared(partial(_run_chain, job), filter(None, chains), job.workers):
+    _run_in_turn(job, stages[:first])
+    for _ in shared(partial(_run_in_turn, job), filter(None, chains), job.workers):
         pass
-    for stage in stages[first:]:
-        if stage not in beside:
-            STAGES[stage](job)
+    _run_in_turn(job, tuple(stage for stage in stages[first:] if stage not in beside))
 
 
-def _run_chain(job: Job, chain: tuple[str, ...]) -> None:
+def _run_in_turn(job: Job, stages: tuple[str, ...]) -> None:
     """Run stages one after the other, in this process."""
-    for stage in chain:
+    for stage in stages:
         STAGES[stage](job)
