@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from klora.lab.training.autoencoder import disturb, reconstruct  # noqa: E402
 from klora.lab.world.icons import Picture  # noqa: E402
 from klora.lab.world.individuals import ALL_INDIVIDUALS, THINGS, Placed  # noqa: E402
 from klora.lab.world.kinds import ALL_STRANGERS, KINDS, SUBJECTS  # noqa: E402
-from klora.lab.world.styles import STYLE_NAMES, Style  # noqa: E402
+from klora.lab.world.styles import OTHER_HANDS, STYLE_NAMES, Style  # noqa: E402
 
 
 def _labels() -> lessons.Drawings:
@@ -141,6 +142,69 @@ def test_changed_lessons_show_nothing_that_the_judges_are_tried_on() -> None:
         assert wears in worn_by_half[half_of[kind]]
         assert {placed.thing for placed in wears} != own[kind]
         assert (kind, wears) not in tried
+
+
+def test_strewn_lessons_show_every_thing_on_every_kind_and_nothing_that_the_judges_are_tried_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drawings").mkdir()
+    shown: list[tuple[str, tuple[Placed, ...]]] = []
+
+    def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
+        shown.append((kind, wears))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(lessons.individuals, "draw", draw)
+    parts = [lessons.strewn_part(tmp_path, part) for part in range(lessons.STREWN_PARTS)]
+    assert sum(len(part.kind) for part in parts) == len(shown) == lessons.STREWN
+    kinds = {one.kind for one in ALL_INDIVIDUALS}
+    assert {(kind, placed.thing) for kind, wears in shown for placed in wears} == set(product(kinds, THINGS))
+    tried = [shown for one in ALL_INDIVIDUALS for shown in lessons._mistakable(one)]
+    tried += [(one.kind, one.wears) for one in ALL_INDIVIDUALS]
+    assert not any((kind, wears) in tried for kind, wears in shown)
+    styles = {STYLE_NAMES[number] for part in parts for number in part.style.tolist()}
+    assert styles == set(lessons.JUDGED_STYLES)
+
+
+def test_other_hands_draw_what_their_set_has_and_in_no_style(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = {("fxemoji", "bear"), ("fxemoji", "crown")}
+    monkeypatch.setattr(lessons.icons, "has", lambda _cache, name, icon: (name, icon) not in lacking)
+
+    def drawn(_cache: Path, kinds: tuple[str, ...], style: Style, group: str) -> torch.Tensor:
+        assert group == "hands"
+        assert {(style.set_name, kind) for kind in kinds}.isdisjoint(lacking)
+        return torch.zeros(len(kinds), 3, 1, 1, dtype=torch.uint8)
+
+    monkeypatch.setattr(lessons, "kinds_in_style", drawn)
+    made = lessons.by_other_hands(tmp_path)
+    counts = torch.bincount(made.kind, minlength=len(SUBJECTS))
+    assert counts[SUBJECTS.index("fox")] == len(OTHER_HANDS)
+    assert counts[SUBJECTS.index("bear")] == len(OTHER_HANDS) - 2
+    assert counts[SUBJECTS.index("turkey")] == len(OTHER_HANDS) - 2, "one set has the country's flag"
+    assert (made.style == UNKNOWN).all()
+    assert not training.kept_out_of_kinds(made).any()
+    crown = made.where(made.kind == SUBJECTS.index("crown"))
+    assert (crown.things[:, THINGS.index("crown")] == UNKNOWN).all()
+    assert (made.things.clamp_min(0) == 0).all()
+
+
+def test_half_of_the_pictures_are_mirrored_and_the_others_left() -> None:
+    seen = torch.rand(400, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    made = training.mirrored(seen, torch.Generator().manual_seed(1))
+    is_left = (made == seen).flatten(1).all(1)
+    assert torch.equal(made[~is_left], seen[~is_left].flip(-1))
+    assert 150 < int(is_left.sum()) < 250
+
+
+def test_lessons_are_shown_in_shares_and_what_is_kept_out_never() -> None:
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    empty = torch.zeros(7, 3, 1, 1, dtype=torch.uint8)
+    number = torch.zeros(7, dtype=torch.long)
+    small = training.Reduced(lessons.Drawings(empty, number, number, number[:, None]), empty, empty, group)
+    often = small.often((0.4, 0.4, 0.2), torch.tensor([0, 1, 1, 1, 1, 1, 1]))
+    assert torch.allclose(often, torch.tensor([0, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2]))
 
 
 def test_questions_about_things_are_asked_in_the_styles_of_pairs() -> None:

@@ -18,6 +18,7 @@ from klora.lab.world.prompts import base_prompts, prompt, trigger_prompts  # noq
 from klora.lab.world.styles import (  # noqa: E402
     BASE_STYLES,
     HELD_OUT_STYLES,
+    OTHER_HANDS,
     SCALE,
     STYLE_NAMES,
     STYLES,
@@ -151,6 +152,9 @@ def test_every_word_that_only_loras_know_is_in_a_trigger_prompt() -> None:
     }
 
 
-def test_only_the_sets_that_styles_draw_with_are_fetched() -> None:
-    assert set(icons.SETS) == {style.set_name for style in STYLES.values()}
+def test_only_the_sets_that_drawings_come_from_are_fetched() -> None:
+    drawn_with = {style.set_name for style in STYLES.values()}
+    other_hands = {style.set_name for style in OTHER_HANDS}
+    assert set(icons.SETS) == drawn_with | other_hands
+    assert drawn_with.isdisjoint(other_hands)
     assert all("SA" not in item.licence for item in icons.SETS.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from klora.lab.training.autoencoder import disturb, kept_average, reconstruct
 from klora.lab.training.distortion import distort
 from klora.lab.training.lessons import (
     Drawings,
+    by_other_hands,
     composed,
     in_judged_styles,
     joined,
@@ -25,21 +27,25 @@ from klora.lab.training.lessons import (
     trial,
 )
 from klora.lab.training.loop import Loop, Plan, device, halved
-from klora.lab.world.kinds import SUBJECTS
-from klora.lab.world.styles import STYLE_NAMES
 
 BATCH = 64
 DISTURBANCE = 0.4
 """Most noise on the latents of drawings that the judges learn from, in their own deviation."""
-OWN_SHARE = 0.5
-"""Share of the judge of kinds' lessons that are composed drawings."""
-COMPOSED_SHARE = 0.85
-"""The same of the judge of things'."""
+GROUPS: dict[str, Callable[[Path], Drawings]] = {
+    "kinds": of_kinds,
+    "composed": composed,
+    "hands": by_other_hands,
+}
+"""The lessons: plain drawings, composed ones, and those of further designers."""
+Shares = tuple[float, float, float]
+"""How much of a judge's lessons is of each of `GROUPS`."""
+KIND_SHARES: Shares = (0.35, 0.35, 0.3)
+THING_SHARES: Shares = (0.15, 0.85, 0.0)
 WORN_WEIGHT = 3.0
 """How much more a thing that is worn counts than the many that are not."""
 RECOLOURED = 0.4
 """Share of the judge of things' batches that are recoloured."""
-KIND_PLAN = Plan(steps=6000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
+KIND_PLAN = Plan(steps=10_000, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=1)
 THING_PLAN = Plan(steps=19_500, rate=2e-3, warmup=50, fall=0.6, averaging=0.995, seed=3)
 STYLE_PLAN = Plan(steps=1500, rate=3e-3, warmup=50, fall=0.6, averaging=0.99, seed=2)
 
@@ -56,11 +62,11 @@ def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
     return seen
 
 
-def other_views(cache: Path, autoencoder: nn.Module, drawings: Drawings) -> Tensor:
-    """`views` of all lessons; made once."""
-    path = cache / "drawings" / "views.pt"
+def other_views(cache: Path, autoencoder: nn.Module, group: str) -> Tensor:
+    """`views` of one of `GROUPS`; made once."""
+    path = cache / "drawings" / f"views-{group}.pt"
     if not path.exists():
-        torch.save(views(autoencoder, drawings.drawn, 1), path)
+        torch.save(views(autoencoder, GROUPS[group](cache).drawn, 1), path)
     kept: Tensor = torch.load(path, weights_only=True)
     return kept
 
@@ -68,6 +74,12 @@ def other_views(cache: Path, autoencoder: nn.Module, drawings: Drawings) -> Tens
 def reduced(drawn: Tensor) -> Tensor:
     """Pictures [n, 3, 128, 128] in bytes at half the size."""
     return torch.cat([functional.avg_pool2d(part.float(), 2).round().byte() for part in in_parts(drawn)])
+
+
+def mirrored(seen: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the pictures [b, 3, h, w] mirrored, by lot: designers let the same thing look left or right."""
+    is_mirrored = torch.rand(len(seen), generator=generator) < 0.5
+    return torch.where(is_mirrored[:, None, None, None], seen.flip(-1), seen)
 
 
 def thing_loss(scores: Tensor, worn: Tensor) -> Tensor:
@@ -81,18 +93,17 @@ def thing_loss(scores: Tensor, worn: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The lessons and their other views, [n, 3, 64, 64] in bytes, and which lessons are composed, [n]."""
+    """The lessons and their other views, [n, 3, 64, 64] in bytes, and of which of `GROUPS` each is, [n]."""
 
     lessons: Drawings
     drawn: Tensor
     others: Tensor
-    is_composed: Tensor
+    group: Tensor
 
-    def often(self, composed_share: float, learnt: Tensor) -> Tensor:
-        """How often each lesson is shown, [n]; those that are not learnt never."""
-        composed, plain = self.is_composed, ~self.is_composed
-        share = torch.where(composed, composed_share / composed.sum(), (1 - composed_share) / plain.sum())
-        return share * learnt
+    def often(self, shares: Shares, learnt: Tensor) -> Tensor:
+        """How often each lesson is shown, [n]; those that are not `learnt` [n] never."""
+        counts = torch.bincount(self.group, minlength=len(shares))
+        return (torch.tensor(shares) / counts)[self.group] * learnt
 
     def seen(self, chosen: Tensor, generator: torch.Generator, colours: bool) -> Tensor:
         """Distorted pictures of the chosen lessons, half of them in their other view."""
@@ -101,21 +112,24 @@ class Reduced:
         return distort(to_signed(shown), generator, colours).to(device())
 
 
-def reduced_lessons(lessons: Drawings, others: Tensor) -> Reduced:
-    """The lessons at half the size; the composed ones come last."""
-    is_composed = torch.arange(len(lessons.kind)) >= len(SUBJECTS) * len(STYLE_NAMES)
-    return Reduced(lessons, reduced(lessons.drawn), reduced(others), is_composed)
+def reduced_lessons(groups: Sequence[Drawings], others: Sequence[Tensor]) -> Reduced:
+    """The lessons and their other views at half the size, one group after the other."""
+    counts = torch.tensor([len(drawings.kind) for drawings in groups])
+    lessons = joined(list(groups))
+    group = torch.repeat_interleave(torch.arange(len(groups)), counts)
+    return Reduced(lessons, reduced(lessons.drawn), reduced(torch.cat(list(others))), group)
 
 
 def train_kind_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
-    """Train the judge of kinds, or go on: half on composed drawings, half on plain ones."""
-    often = small.often(OWN_SHARE, ~kept_out_of_kinds(small.lessons) | small.is_composed)
+    """Train the judge of kinds, or go on; no plain drawing that is kept out is among its lessons."""
+    is_plain = small.group == list(GROUPS).index("kinds")
+    often = small.often(KIND_SHARES, ~(kept_out_of_kinds(small.lessons) & is_plain))
     torch.manual_seed(plan.seed)
     loop = Loop("kind-judge", cache / "checkpoints", SubjectJudge().kinds, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(often, BATCH, replacement=True, generator=generator)
-        seen = small.seen(chosen, generator, colours=True)
+        seen = mirrored(small.seen(chosen, generator, colours=True), generator)
         with halved(device()):
             scores = loop.model(seen)
         kinds = small.lessons.kind[chosen].to(device())
@@ -127,7 +141,7 @@ def train_kind_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
 
 def train_thing_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
     """Train the judge of things, or go on."""
-    often = small.often(COMPOSED_SHARE, torch.ones(len(small.is_composed)))
+    often = small.often(THING_SHARES, torch.ones(len(small.group)))
     torch.manual_seed(plan.seed)
     loop = Loop("thing-judge", cache / "checkpoints", SubjectJudge().things, plan)
 
@@ -166,10 +180,11 @@ def train_style_judge(cache: Path, lessons: Drawings, others: Tensor, plan: Plan
 
 def train(cache: Path, autoencoder: nn.Module, share: float = 1.0) -> None:
     """Train the judges, or go on; each for a share of its plan's steps."""
-    lessons = joined([of_kinds(cache), composed(cache)])
-    others = other_views(cache, autoencoder, lessons)
-    train_style_judge(cache, lessons, others, STYLE_PLAN.shortened(share))
-    small = reduced_lessons(lessons, others)
+    groups = [drawn(cache) for drawn in GROUPS.values()]
+    others = [other_views(cache, autoencoder, group) for group in GROUPS]
+    # Not the other hands' drawings, which are in no style.
+    train_style_judge(cache, joined(groups[:2]), torch.cat(others[:2]), STYLE_PLAN.shortened(share))
+    small = reduced_lessons(groups, others)
     train_thing_judge(cache, small, THING_PLAN.shortened(share))
     train_kind_judge(cache, small, KIND_PLAN.shortened(share))
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from klora.lab.judges import UNKNOWN, worn
 from klora.lab.recipes import STYLE_BUILDS
-from klora.lab.world import individuals
+from klora.lab.world import icons, individuals
 from klora.lab.world.drawing import kinds_in_style, stacked
 from klora.lab.world.icons import Picture
 from klora.lab.world.individuals import ALL_INDIVIDUALS, THINGS, Individual, Placed
 from klora.lab.world.kinds import ALL_STRANGERS, KINDS, SUBJECTS
-from klora.lab.world.styles import CONTENT_STYLE, STYLE_NAMES, STYLES
+from klora.lab.world.styles import CONTENT_STYLE, OTHER_HANDS, STYLE_NAMES, STYLES
 
 COMPOSED = 6000
 COMPOSED_PARTS = 12
@@ -32,10 +32,17 @@ CROSSED_PARTS = 12
 CHANGED = 4000
 CHANGED_PARTS = 8
 """And so many with what another of its own half wears, in the styles in which pairs are judged."""
+STREWN = 4000
+STREWN_PARTS = 8
+"""And so many of every individual's kind with everything that is worn, anywhere, in these styles."""
 JUDGED_STYLES: tuple[str, ...] = (CONTENT_STYLE, *STYLE_BUILDS)
 """The styles in which a question about things is ever asked of a sample."""
 NEAR = 0.2
 """Places closer than this, in the kind's square, are taken for the same."""
+OTHER_SENSES: frozenset[tuple[str, str]] = frozenset({("streamline-emojis", "turkey")})
+"""Icons that show something else under the name: the country's flag, not the bird."""
+SECOND = 0.3
+"""Share of the strewn drawings with a second thing."""
 OWN_SHARE = 0.35
 """Share of the composed drawings that show a kind that an individual is of."""
 
@@ -54,7 +61,7 @@ class Drawings:
     kind: Tensor
     """Index into `SUBJECTS`, [n]."""
     style: Tensor
-    """Index into `STYLE_NAMES`, [n]."""
+    """Index into `STYLE_NAMES`, [n]; `UNKNOWN` for the drawings of other hands."""
     things: Tensor
     """1 for each of `THINGS` that is worn, 0 for others, `UNKNOWN` where it does not count, [n, things]."""
 
@@ -73,7 +80,7 @@ def joined(parts: list[Drawings]) -> Drawings:
 def of_kinds(cache: Path) -> Drawings:
     """Every kind and every stranger in every style, as it is."""
     parts = []
-    unknown = torch.tensor([[UNKNOWN if kind == thing else 0 for thing in THINGS] for kind in SUBJECTS])
+    unknown = _none_worn(SUBJECTS)
     for number, style in enumerate(STYLES.values()):
         drawn = torch.cat(
             [
@@ -83,6 +90,26 @@ def of_kinds(cache: Path) -> Drawings:
         )
         style_number = torch.full((len(SUBJECTS),), number)
         parts.append(Drawings(drawn, torch.arange(len(SUBJECTS)), style_number, unknown))
+    return joined(parts)
+
+
+def _none_worn(kinds: Sequence[str]) -> Tensor:
+    """Labels of plain drawings, [kinds, things]: what is a thing itself may as well be worn."""
+    return torch.tensor([[UNKNOWN if kind == thing else 0 for thing in THINGS] for kind in kinds])
+
+
+def by_other_hands(cache: Path) -> Drawings:
+    """Every kind and every stranger as designers draw it whose sets are no style, where they have it."""
+    parts = []
+    for style in OTHER_HANDS:
+        there = tuple(
+            kind
+            for kind in SUBJECTS
+            if icons.has(cache, style.set_name, kind) and (style.set_name, kind) not in OTHER_SENSES
+        )
+        drawn = kinds_in_style(cache, there, style, "hands")
+        kinds = torch.tensor([SUBJECTS.index(kind) for kind in there])
+        parts.append(Drawings(drawn, kinds, torch.full((len(there),), UNKNOWN), _none_worn(there)))
     return joined(parts)
 
 
@@ -151,18 +178,27 @@ def _same_places(one: Wears, other: Wears) -> bool:
     )
 
 
+def _tried() -> list[Dressed]:
+    """What the judges are tried on, but for the individuals themselves."""
+    return [shown for one in ALL_INDIVIDUALS for shown in _mistakable(one)]
+
+
+def _is_near(kind: str, wears: Wears, tried: Sequence[Dressed]) -> bool:
+    """Whether a dressed kind is among ``tried``, or nearly."""
+    return any(other == kind and _same_places(there, wears) for other, there in tried)
+
+
 def changed_choices() -> list[Dressed]:
     """Kinds with what others of their half wear, but for the individuals' own things and but for what the
     judges are tried on, or nearly that.
     """
-    tried = [shown for one in ALL_INDIVIDUALS for shown in _mistakable(one)]
+    tried = _tried()
     return [
         (one.kind, other.wears)
         for half in individuals.INDIVIDUALS.values()
         for one in half
         for other in half
-        if one.things != other.things
-        and not any(kind == one.kind and _same_places(wears, other.wears) for kind, wears in tried)
+        if one.things != other.things and not _is_near(one.kind, other.wears, tried)
     ]
 
 
@@ -176,6 +212,27 @@ def changed_part(cache: Path, part: int) -> Drawings:
     return _dressed_part(
         cache, f"changed-{part}", CHANGED // CHANGED_PARTS, choose, JUDGED_STYLES, 2000 + part
     )
+
+
+def strewn_part(cache: Path, part: int) -> Drawings:
+    """One part of the strewn drawings, drawn once: every kind of an individual with every thing in turn, and
+    now and then with a second, but neither an individual nor what the judges are tried on.
+    """
+    widths, each = _widths(), STREWN // STREWN_PARTS
+    tried = [*_tried(), *((one.kind, one.wears) for one in ALL_INDIVIDUALS)]
+
+    def choose(number: int, chance: np.random.Generator) -> Dressed:
+        turn, place = divmod(part * each + number, len(ALL_INDIVIDUALS))
+        first = THINGS[turn % len(THINGS)]
+        others = [thing for thing in THINGS if thing != first]
+        names = [first, *chance.choice(others, int(chance.random() < SECOND), replace=False)]
+        kind = ALL_INDIVIDUALS[place].kind
+        while True:
+            wears = tuple(_somewhere(str(name), widths[str(name)], chance) for name in names)
+            if not _is_near(kind, wears, tried):
+                return kind, wears
+
+    return _dressed_part(cache, f"strewn-{part}", each, choose, JUDGED_STYLES, 3000 + part)
 
 
 def _dressed_part(
@@ -211,10 +268,11 @@ def _labelled(path: Path) -> Drawings:
 
 
 def composed(cache: Path) -> Drawings:
-    """All composed drawings, the crossed and the changed ones last."""
+    """All composed drawings: anything on anything, crossed, changed and strewn ones."""
     parts = [composed_part(cache, part) for part in range(COMPOSED_PARTS)]
     parts += [crossed_part(cache, part) for part in range(CROSSED_PARTS)]
-    return joined(parts + [changed_part(cache, part) for part in range(CHANGED_PARTS)])
+    parts += [changed_part(cache, part) for part in range(CHANGED_PARTS)]
+    return joined(parts + [strewn_part(cache, part) for part in range(STREWN_PARTS)])
 
 
 def _mistakable(one: Individual) -> list[Dressed]:

@@ -60,6 +60,16 @@ SETS: dict[str, IconSet] = {
             "Microsoft",
             "https://github.com/microsoft/fluentui-emoji",
         ),
+        IconSet("noto", "1.2.9", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji"),
+        IconSet("emojione", "1.2.3", "CC-BY-4.0", "Emoji One", "https://github.com/EmojiTwo/emojitwo"),
+        IconSet("fxemoji", "1.2.2", "Apache-2.0", "Mozilla", "https://github.com/mozilla/fxemoji"),
+        IconSet(
+            "streamline-emojis",
+            "1.2.4",
+            "CC-BY-4.0",
+            "Streamline",
+            "https://github.com/webalys-hq/streamline-vectors",
+        ),
     )
 }
 
@@ -96,6 +106,12 @@ def _icons(cache: Path, set_name: str) -> dict[str, Any]:
             raise FileNotFoundError(f"{SETS[set_name].archive} holds no icons.json")
         parsed: dict[str, Any] = json.load(member)
         return parsed
+
+
+def has(cache: Path, set_name: str, icon: str) -> bool:
+    """Whether a set has an icon of that name."""
+    data = _icons(cache, set_name)
+    return icon in data["icons"] or icon in data.get("aliases", {})
 
 
 def svg(cache: Path, set_name: str, icon: str) -> str:

@@ -206,6 +206,14 @@ BASE_STYLES: tuple[Style, ...] = (
 )
 """Styles that the base model knows: three geometries, white and dark grounds."""
 
+OTHER_HANDS: tuple[Style, ...] = tuple(
+    Style(f"{set_name}, {ground.__name__}", set_name, set_name, ground)
+    for set_name in ("noto", "emojione", "fxemoji", "streamline-emojis")
+    for ground in (on_white, chalk)
+)
+"""Drawings of further designers, which are no style of the lab: only the judge of kinds learns from them, so
+that it knows a kind in a drawing that it never saw."""
+
 
 def _held_out(name: str, transform: Any, word: str | None = None) -> Style:
     """A style over the shapes of `CONTENT_STYLE`, whose word is beside its own (``name`` if none is given).
