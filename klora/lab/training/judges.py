@@ -37,10 +37,10 @@ GROUPS: dict[str, Callable[[Path], Drawings]] = {
     "hands": by_other_hands,
 }
 """The lessons: plain drawings, composed ones, and those of further designers."""
-Shares = tuple[float, float, float]
+Shares = dict[str, float]
 """How much of a judge's lessons is of each of `GROUPS`."""
-KIND_SHARES: Shares = (0.35, 0.35, 0.3)
-THING_SHARES: Shares = (0.15, 0.85, 0.0)
+KIND_SHARES: Shares = {"kinds": 0.35, "composed": 0.35, "hands": 0.3}
+THING_SHARES: Shares = {"kinds": 0.15, "composed": 0.85, "hands": 0.0}
 WORN_WEIGHT = 3.0
 """How much more a thing that is worn counts than the many that are not."""
 RECOLOURED = 0.4
@@ -62,11 +62,11 @@ def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
     return seen
 
 
-def other_views(cache: Path, autoencoder: nn.Module, group: str) -> Tensor:
-    """`views` of one of `GROUPS`; made once."""
+def other_views(cache: Path, autoencoder: nn.Module, group: str, drawings: Drawings) -> Tensor:
+    """`views` of the drawings of one of `GROUPS`; made once."""
     path = cache / "drawings" / f"views-{group}.pt"
     if not path.exists():
-        torch.save(views(autoencoder, GROUPS[group](cache).drawn, 1), path)
+        torch.save(views(autoencoder, drawings.drawn, 1), path)
     kept: Tensor = torch.load(path, weights_only=True)
     return kept
 
@@ -102,8 +102,8 @@ class Reduced:
 
     def often(self, shares: Shares, learnt: Tensor) -> Tensor:
         """How often each lesson is shown, [n]; those that are not `learnt` [n] never."""
-        counts = torch.bincount(self.group, minlength=len(shares))
-        return (torch.tensor(shares) / counts)[self.group] * learnt
+        counts = torch.bincount(self.group, minlength=len(GROUPS))
+        return (torch.tensor([shares[name] for name in GROUPS]) / counts)[self.group] * learnt
 
     def seen(self, chosen: Tensor, generator: torch.Generator, colours: bool) -> Tensor:
         """Distorted pictures of the chosen lessons, half of them in their other view."""
@@ -112,12 +112,10 @@ class Reduced:
         return distort(to_signed(shown), generator, colours).to(device())
 
 
-def reduced_lessons(groups: Sequence[Drawings], others: Sequence[Tensor]) -> Reduced:
-    """The lessons and their other views at half the size, one group after the other."""
-    counts = torch.tensor([len(drawings.kind) for drawings in groups])
-    lessons = joined(list(groups))
-    group = torch.repeat_interleave(torch.arange(len(groups)), counts)
-    return Reduced(lessons, reduced(lessons.drawn), reduced(torch.cat(list(others))), group)
+def reduced_lessons(lessons: Drawings, others: Tensor, counts: Sequence[int]) -> Reduced:
+    """The lessons and their other views at half the size; `counts` says how many are of each of `GROUPS`."""
+    group = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Reduced(lessons, reduced(lessons.drawn), reduced(others), group)
 
 
 def train_kind_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
@@ -180,11 +178,11 @@ def train_style_judge(cache: Path, lessons: Drawings, others: Tensor, plan: Plan
 
 def train(cache: Path, autoencoder: nn.Module, share: float = 1.0) -> None:
     """Train the judges, or go on; each for a share of its plan's steps."""
-    groups = [drawn(cache) for drawn in GROUPS.values()]
-    others = [other_views(cache, autoencoder, group) for group in GROUPS]
-    # Not the other hands' drawings, which are in no style.
-    train_style_judge(cache, joined(groups[:2]), torch.cat(others[:2]), STYLE_PLAN.shortened(share))
-    small = reduced_lessons(groups, others)
+    groups = {name: drawn(cache) for name, drawn in GROUPS.items()}
+    others = torch.cat([other_views(cache, autoencoder, *group) for group in groups.items()])
+    lessons = joined(list(groups.values()))
+    train_style_judge(cache, lessons, others, STYLE_PLAN.shortened(share))
+    small = reduced_lessons(lessons, others, [len(drawings.kind) for drawings in groups.values()])
     train_thing_judge(cache, small, THING_PLAN.shortened(share))
     train_kind_judge(cache, small, KIND_PLAN.shortened(share))
 

@@ -149,11 +149,18 @@ def composed_part(cache: Path, part: int) -> Drawings:
     return _labelled(path)
 
 
-def _shaken(placed: Placed, chance: np.random.Generator) -> Placed:
-    """A thing a little moved, resized and turned."""
-    across, down = placed.across + chance.normal(0, 0.05), placed.down + chance.normal(0, 0.05)
-    width, turn = placed.width * chance.uniform(0.85, 1.15), placed.turn + chance.uniform(-12, 12)
-    return Placed(placed.thing, across, down, width, turn)
+def _shaken(wears: Wears, chance: np.random.Generator) -> Wears:
+    """Things a little moved, resized and turned."""
+    return tuple(
+        Placed(
+            placed.thing,
+            placed.across + chance.normal(0, 0.05),
+            placed.down + chance.normal(0, 0.05),
+            placed.width * chance.uniform(0.85, 1.15),
+            placed.turn + chance.uniform(-12, 12),
+        )
+        for placed in wears
+    )
 
 
 def crossed_part(cache: Path, part: int) -> Drawings:
@@ -165,7 +172,7 @@ def crossed_part(cache: Path, part: int) -> Drawings:
     def choose(number: int, chance: np.random.Generator) -> Dressed:
         own, other = halves[number % 2], halves[1 - number % 2]
         kind = own[int(chance.integers(len(own)))].kind
-        return kind, other[int(chance.integers(len(other)))].wears
+        return kind, _shaken(other[int(chance.integers(len(other)))].wears, chance)
 
     return _dressed_part(cache, f"crossed-{part}", CROSSED // CROSSED_PARTS, choose, STYLE_NAMES, 1000 + part)
 
@@ -179,8 +186,9 @@ def _same_places(one: Wears, other: Wears) -> bool:
 
 
 def _tried() -> list[Dressed]:
-    """What the judges are tried on, but for the individuals themselves."""
-    return [shown for one in ALL_INDIVIDUALS for shown in _mistakable(one)]
+    """What the judges are tried on: the individuals and what they could be mistaken for."""
+    own = [(one.kind, one.wears) for one in ALL_INDIVIDUALS]
+    return own + [shown for one in ALL_INDIVIDUALS for shown in _mistakable(one)]
 
 
 def _is_near(kind: str, wears: Wears, tried: Sequence[Dressed]) -> bool:
@@ -207,7 +215,8 @@ def changed_part(cache: Path, part: int) -> Drawings:
     choices = changed_choices()
 
     def choose(number: int, chance: np.random.Generator) -> Dressed:
-        return choices[int(chance.integers(len(choices)))]
+        kind, wears = choices[int(chance.integers(len(choices)))]
+        return kind, _shaken(wears, chance)
 
     return _dressed_part(
         cache, f"changed-{part}", CHANGED // CHANGED_PARTS, choose, JUDGED_STYLES, 2000 + part
@@ -216,10 +225,9 @@ def changed_part(cache: Path, part: int) -> Drawings:
 
 def strewn_part(cache: Path, part: int) -> Drawings:
     """One part of the strewn drawings, drawn once: every kind of an individual with every thing in turn, and
-    now and then with a second, but neither an individual nor what the judges are tried on.
+    now and then with a second.
     """
     widths, each = _widths(), STREWN // STREWN_PARTS
-    tried = [*_tried(), *((one.kind, one.wears) for one in ALL_INDIVIDUALS)]
 
     def choose(number: int, chance: np.random.Generator) -> Dressed:
         turn, place = divmod(part * each + number, len(ALL_INDIVIDUALS))
@@ -227,10 +235,7 @@ def strewn_part(cache: Path, part: int) -> Drawings:
         others = [thing for thing in THINGS if thing != first]
         names = [first, *chance.choice(others, int(chance.random() < SECOND), replace=False)]
         kind = ALL_INDIVIDUALS[place].kind
-        while True:
-            wears = tuple(_somewhere(str(name), widths[str(name)], chance) for name in names)
-            if not _is_near(kind, wears, tried):
-                return kind, wears
+        return kind, tuple(_somewhere(str(name), widths[str(name)], chance) for name in names)
 
     return _dressed_part(cache, f"strewn-{part}", each, choose, JUDGED_STYLES, 3000 + part)
 
@@ -243,15 +248,18 @@ def _dressed_part(
     styles: Sequence[str],
     seed: int,
 ) -> Drawings:
-    """Drawings of kinds with things, a little moved, in styles drawn by lot; drawn once."""
+    """Drawings of kinds with things, as `choose` says, in styles drawn by lot, but for what the
+    judges are tried on, or nearly that; drawn once.
+    """
     path = cache / "drawings" / f"{name}.pt"
     if not path.exists():
-        chance = np.random.default_rng(seed)
+        chance, tried = np.random.default_rng(seed), _tried()
         made: list[Picture] = []
         labels = []
         for number in range(count):
-            kind, worn_there = choose(number, chance)
-            wears = tuple(_shaken(placed, chance) for placed in worn_there)
+            kind, wears = choose(number, chance)
+            while _is_near(kind, wears, tried):
+                kind, wears = choose(number, chance)
             style = styles[int(chance.integers(len(styles)))]
             made.append(individuals.draw(cache, kind, wears, STYLES[style]))
             things = worn(frozenset(placed.thing for placed in wears))
@@ -317,8 +325,10 @@ def kept_out_of_kinds(drawings: Drawings) -> Tensor:
 
 
 def kept_out_of_styles(drawings: Drawings) -> Tensor:
-    """True for what the judge of styles does not learn from, [n]: every fifth kind, and the strangers."""
-    return (drawings.kind % 5 == 0) | (drawings.kind >= len(KINDS))
+    """True for what the judge of styles does not learn from, [n]: every fifth kind, the strangers, and
+    what is in no style.
+    """
+    return (drawings.kind % 5 == 0) | (drawings.kind >= len(KINDS)) | (drawings.style == UNKNOWN)
 
 
 def in_judged_styles(drawings: Drawings) -> Tensor:
