@@ -107,7 +107,6 @@ def test_crossed_lessons_show_no_individual_and_nothing_it_could_be_mistaken_for
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the judges are tried on stays within a half; the crossed drawings never do."""
-    (tmp_path / "drawings").mkdir()
     shown: list[tuple[str, frozenset[str]]] = []
 
     def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
@@ -145,11 +144,12 @@ def test_changed_lessons_show_nothing_that_the_judges_are_tried_on() -> None:
         assert (kind, wears) not in tried
 
 
-@pytest.mark.parametrize("part_of", [lessons.crossed_part, lessons.changed_part, lessons.strewn_part])
+@pytest.mark.parametrize(
+    "part_of", [lessons.composed_part, lessons.crossed_part, lessons.changed_part, lessons.strewn_part]
+)
 def test_a_little_moved_no_lesson_comes_near_what_the_judges_are_tried_on(
     part_of: Callable[[Path, int], lessons.Drawings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "drawings").mkdir()
     shown: list[tuple[str, tuple[Placed, ...]]] = []
 
     def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
@@ -167,7 +167,6 @@ def test_a_little_moved_no_lesson_comes_near_what_the_judges_are_tried_on(
 def test_strewn_lessons_show_every_thing_on_every_kind_in_the_styles_of_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "drawings").mkdir()
     shown: list[tuple[str, tuple[Placed, ...]]] = []
 
     def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
@@ -223,6 +222,27 @@ def test_lessons_are_shown_in_shares_and_what_is_kept_out_never() -> None:
     small = training.Reduced(lessons.Drawings(empty, number, number, number[:, None]), empty, empty, group)
     often = small.often({"kinds": 0.4, "composed": 0.4, "hands": 0.2}, torch.tensor([0, 1, 1, 1, 1, 1, 1]))
     assert torch.allclose(often, torch.tensor([0, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2]))
+
+
+def test_the_judge_of_kinds_sees_nothing_kept_out_dressed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_out = lessons.Drawings(
+        torch.zeros(4, 3, 64, 64, dtype=torch.uint8),
+        torch.tensor([0, 1, 0, 1]),
+        torch.tensor([0, 0, 0, 0]),  # kind 0 is kept out in style 0
+        worn(frozenset(THINGS[:1])).expand(4, -1),
+    )
+    small = training.Reduced(kept_out, kept_out.drawn, kept_out.drawn, torch.tensor([0, 0, 1, 1]))
+    shown: list[int] = []
+
+    def seen(_self: object, chosen: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        shown.extend(chosen.tolist())
+        return torch.zeros(len(chosen), 3, 64, 64)
+
+    monkeypatch.setattr(training.Reduced, "seen", seen)
+    training.train_kind_judge(tmp_path, small, training.Plan(steps=1, rate=1e-3))
+    assert set(shown) == {1, 3}
 
 
 def test_questions_about_things_are_asked_in_the_styles_of_pairs() -> None:

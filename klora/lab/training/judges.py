@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.lab.judges import UNKNOWN, Judges, SubjectJudge, accuracy, same_things, style_judge
+from klora.lab.keeping import kept
 from klora.lab.model import in_bytes, in_parts, to_signed
 from klora.lab.training.autoencoder import disturb, kept_average, reconstruct
 from klora.lab.training.distortion import distort
@@ -65,10 +66,8 @@ def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
 def other_views(cache: Path, autoencoder: nn.Module, group: str, drawings: Drawings) -> Tensor:
     """`views` of the drawings of one of `GROUPS`; made once."""
     path = cache / "drawings" / f"views-{group}.pt"
-    if not path.exists():
-        torch.save(views(autoencoder, drawings.drawn, 1), path)
-    kept: Tensor = torch.load(path, weights_only=True)
-    return kept
+    seen: Tensor = kept(path, lambda: views(autoencoder, drawings.drawn, 1))
+    return seen
 
 
 def reduced(drawn: Tensor) -> Tensor:
@@ -119,9 +118,8 @@ def reduced_lessons(lessons: Drawings, others: Tensor, counts: Sequence[int]) ->
 
 
 def train_kind_judge(cache: Path, small: Reduced, plan: Plan) -> Loop:
-    """Train the judge of kinds, or go on; no plain drawing that is kept out is among its lessons."""
-    is_plain = small.group == list(GROUPS).index("kinds")
-    often = small.often(KIND_SHARES, ~(kept_out_of_kinds(small.lessons) & is_plain))
+    """Train the judge of kinds, or go on; what is kept out of its lessons it does not see dressed either."""
+    often = small.often(KIND_SHARES, ~kept_out_of_kinds(small.lessons))
     torch.manual_seed(plan.seed)
     loop = Loop("kind-judge", cache / "checkpoints", SubjectJudge().kinds, plan)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from klora.lab.judges import UNKNOWN, worn
+from klora.lab.keeping import kept
 from klora.lab.recipes import STYLE_BUILDS
 from klora.lab.world import icons, individuals
 from klora.lab.world.drawing import kinds_in_style, stacked
@@ -50,6 +51,8 @@ OWN_SHARE = 0.35
 Wears = tuple[Placed, ...]
 Dressed = tuple[str, Wears]
 """A kind, and what is laid over it."""
+Labels = tuple[int, int, Tensor]
+"""Numbers of kind and style, and what is worn, [things]."""
 
 
 @dataclass
@@ -129,24 +132,18 @@ def _somewhere(thing: str, width: float, chance: np.random.Generator) -> Placed:
 
 
 def composed_part(cache: Path, part: int) -> Drawings:
-    """One part of the composed drawings; drawn once."""
-    path = cache / "drawings" / f"composed-{part}.pt"
-    if not path.exists():
-        chance, widths = np.random.default_rng(part), _widths()
-        own = [SUBJECTS.index(one.kind) for one in ALL_INDIVIDUALS]
-        made: list[Picture] = []
-        labels = []
-        for _ in range(COMPOSED // COMPOSED_PARTS):
-            is_own = chance.random() < OWN_SHARE
-            kind = int(chance.choice(own)) if is_own else int(chance.integers(len(SUBJECTS)))
-            count = int(chance.choice(3, p=(0.2, 0.6, 0.2)))
-            names = chance.choice(THINGS, count, replace=False)
-            style = int(chance.integers(len(STYLE_NAMES)))
-            wears = tuple(_somewhere(str(name), widths[str(name)], chance) for name in names)
-            made.append(individuals.draw(cache, SUBJECTS[kind], wears, STYLES[STYLE_NAMES[style]]))
-            labels.append((kind, style, worn(frozenset(placed.thing for placed in wears))))
-        torch.save((stacked(made), labels), path)
-    return _labelled(path)
+    """One part of the composed drawings, drawn once: anything on anything, in any style."""
+    widths = _widths()
+    own = [SUBJECTS.index(one.kind) for one in ALL_INDIVIDUALS]
+
+    def choose(number: int, chance: np.random.Generator) -> Dressed:
+        is_own = chance.random() < OWN_SHARE
+        kind = int(chance.choice(own)) if is_own else int(chance.integers(len(SUBJECTS)))
+        count = int(chance.choice(3, p=(0.2, 0.6, 0.2)))
+        names = chance.choice(THINGS, count, replace=False)
+        return SUBJECTS[kind], tuple(_somewhere(str(name), widths[str(name)], chance) for name in names)
+
+    return _dressed_part(cache, f"composed-{part}", COMPOSED // COMPOSED_PARTS, choose, STYLE_NAMES, part)
 
 
 def _shaken(wears: Wears, chance: np.random.Generator) -> Wears:
@@ -251,11 +248,11 @@ def _dressed_part(
     """Drawings of kinds with things, as `choose` says, in styles drawn by lot, but for what the
     judges are tried on, or nearly that; drawn once.
     """
-    path = cache / "drawings" / f"{name}.pt"
-    if not path.exists():
+
+    def dressed() -> tuple[Tensor, list[Labels]]:
         chance, tried = np.random.default_rng(seed), _tried()
         made: list[Picture] = []
-        labels = []
+        labels: list[Labels] = []
         for number in range(count):
             kind, wears = choose(number, chance)
             while _is_near(kind, wears, tried):
@@ -264,15 +261,11 @@ def _dressed_part(
             made.append(individuals.draw(cache, kind, wears, STYLES[style]))
             things = worn(frozenset(placed.thing for placed in wears))
             labels.append((SUBJECTS.index(kind), STYLE_NAMES.index(style), things))
-        torch.save((stacked(made), labels), path)
-    return _labelled(path)
+        return stacked(made), labels
 
-
-def _labelled(path: Path) -> Drawings:
-    """Drawings from their file."""
-    drawn, told = torch.load(path, weights_only=True)
-    kinds, styles = (torch.tensor([label[place] for label in told]) for place in (0, 1))
-    return Drawings(drawn, kinds, styles, torch.stack([label[2] for label in told]))
+    drawn, told = kept(cache / "drawings" / f"{name}.pt", dressed)
+    kinds, numbers = (torch.tensor([label[place] for label in told]) for place in (0, 1))
+    return Drawings(drawn, kinds, numbers, torch.stack([label[2] for label in told]))
 
 
 def composed(cache: Path) -> Drawings:
@@ -297,9 +290,7 @@ def _mistakable(one: Individual) -> list[Dressed]:
 def trial(cache: Path) -> tuple[Drawings, Drawings]:
     """What the judges are tried on: the individuals in all styles, and what they could be mistaken for."""
     path = cache / "drawings" / "trial.pt"
-    if not path.exists():
-        torch.save([_trial_part(cache, mistaken) for mistaken in (False, True)], path)
-    own, mistaken = torch.load(path, weights_only=True)
+    own, mistaken = kept(path, lambda: [_trial_part(cache, mistaken) for mistaken in (False, True)])
     return Drawings(*own), Drawings(*mistaken)
 
 

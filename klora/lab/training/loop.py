@@ -7,7 +7,6 @@ can so be asked for later, as long as the fall has not begun.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from klora.lab.keeping import keep
 
 
 def device() -> torch.device:
@@ -157,7 +158,6 @@ class Loop:
 
     def save(self) -> None:
         """Write the whole state, replacing the old checkpoint at once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -165,9 +165,7 @@ class Loop:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "generator": self.generator.get_state(),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        keep(state, self.path)
 
     def load(self) -> None:
         """Take up the state of the checkpoint."""

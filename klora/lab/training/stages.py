@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from klora.lab import checkpoint, truth
 from klora.lab.judges import NAME as JUDGES
 from klora.lab.judges import judges_of
+from klora.lab.keeping import kept
 from klora.lab.lora_files import steps_of
 from klora.lab.model import Model, build_autoencoder, build_denoiser
 from klora.lab.recipes import MET, RECIPES, STYLE, Recipe
@@ -79,16 +80,17 @@ def _folded(cache: Path, name: str) -> nn.Module:
 
 def base_latents(cache: Path) -> Tensor:
     """Latents of the base pictures, [kinds, styles, 4, 16, 16]; computed once."""
-    path = cache / "latents.pt"
-    if not path.exists():
+
+    def encoded() -> Tensor:
         network = encoder_of(cache)
         columns = [
             base.encode_pictures(network, kinds_in_style(cache, KINDS, style, "kinds"))
             for style in BASE_STYLES
         ]
-        torch.save(torch.stack(columns, 1), path)
-    kept: Tensor = torch.load(path, weights_only=True)
-    return kept
+        return torch.stack(columns, 1)
+
+    latents: Tensor = kept(cache / "latents.pt", encoded)
+    return latents
 
 
 def reader_of(cache: Path) -> text.Reader:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klora.lab.keeping import kept
 from klora.lab.model import SIZE
 from klora.lab.world import icons
 from klora.lab.world.icons import Picture
@@ -27,10 +28,7 @@ def stacked(drawn: list[Picture]) -> Tensor:
 def kinds_in_style(cache: Path, kinds: tuple[str, ...], style: Style, group: str) -> Tensor:
     """Drawings [kinds, 3, SIZE, SIZE] in bytes of a named group of kinds; rendered once."""
     path = cache / "drawings" / f"{group}-{style.name}.pt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(stacked([draw_kind(cache, kind, style) for kind in kinds]), path)
-    kept: Tensor = torch.load(path, weights_only=True)
-    if len(kept) != len(kinds):
-        raise ValueError(f"{path.name} holds {len(kept)} drawings, not {len(kinds)}; delete it")
-    return kept
+    drawn: Tensor = kept(path, lambda: stacked([draw_kind(cache, kind, style) for kind in kinds]))
+    if len(drawn) != len(kinds):
+        raise ValueError(f"{path.name} holds {len(drawn)} drawings, not {len(kinds)}; delete it")
+    return drawn
