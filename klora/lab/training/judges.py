@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from klora.lab.judges import UNKNOWN, Judges, SubjectJudge, accuracy, same_things, style_judge
 from klora.lab.keeping import kept
@@ -57,9 +58,13 @@ def views(autoencoder: nn.Module, drawn: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     is_uneven = torch.rand(len(drawn), generator=generator) < 0.5
     seen = drawn.clone()
-    for chosen, most in ((is_uneven, DISTURBANCE), (~is_uneven, 0.0)):
-        parts = [disturb(autoencoder, to_signed(part), most, generator) for part in in_parts(drawn[chosen])]
-        seen[chosen] = torch.cat([in_bytes(part) for part in parts])
+    with tqdm(total=len(drawn), desc="views", mininterval=10) as bar:
+        for chosen, most in ((is_uneven, DISTURBANCE), (~is_uneven, 0.0)):
+            made = []
+            for part in in_parts(drawn[chosen]):
+                made.append(in_bytes(disturb(autoencoder, to_signed(part), most, generator)))
+                bar.update(len(part))
+            seen[chosen] = torch.cat(made)
     return seen
 
 

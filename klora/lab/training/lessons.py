@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from klora.lab.judges import UNKNOWN, worn
 from klora.lab.keeping import kept
@@ -253,7 +254,7 @@ def _dressed_part(
         chance, tried = np.random.default_rng(seed), _tried()
         made: list[Picture] = []
         labels: list[Labels] = []
-        for number in range(count):
+        for number in tqdm(range(count), desc=name, mininterval=10):
             kind, wears = choose(number, chance)
             while _is_near(kind, wears, tried):
                 kind, wears = choose(number, chance)

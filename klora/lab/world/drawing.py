@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from klora.lab.keeping import kept
 from klora.lab.model import SIZE
@@ -28,7 +30,8 @@ def stacked(drawn: list[Picture]) -> Tensor:
 def kinds_in_style(cache: Path, kinds: tuple[str, ...], style: Style, group: str) -> Tensor:
     """Drawings [kinds, 3, SIZE, SIZE] in bytes of a named group of kinds; rendered once."""
     path = cache / "drawings" / f"{group}-{style.name}.pt"
-    drawn: Tensor = kept(path, lambda: stacked([draw_kind(cache, kind, style) for kind in kinds]))
+    shown = partial(tqdm, desc=path.stem, mininterval=10)
+    drawn: Tensor = kept(path, lambda: stacked([draw_kind(cache, kind, style) for kind in shown(kinds)]))
     if len(drawn) != len(kinds):
         raise ValueError(f"{path.name} holds {len(drawn)} drawings, not {len(kinds)}; delete it")
     return drawn
