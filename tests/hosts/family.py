@@ -170,9 +170,13 @@ def running(
     link_extensions(data, is_installed=is_installed)
     for neighbour in beside:
         shutil.copytree(neighbour, data / "extensions" / neighbour.name)
-    # For a preview of SD3 a host fetches a model of its own first, and without the network makes no picture.
-    settings = {"sd_model_checkpoint": "sd1-a.safetensors", "live_previews_enable": False}
-    settings |= {**_marked(root), **(options or {})}
+    settings = {
+        "sd_model_checkpoint": "sd1-a.safetensors",
+        # For one of SD3 a host fetches a model of its own first, and without the network makes no picture.
+        "live_previews_enable": False,
+        **_marked(root),
+        **(options or {}),
+    }
     (data / "config.json").write_text(json.dumps(settings))
     places = (str(models), str(models / "loras"), str(models / "modules"))
     folders = [part for pair in zip(family.folders, places, strict=False) for part in pair]

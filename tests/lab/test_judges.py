@@ -103,18 +103,25 @@ def test_of_a_thing_s_scores_the_largest_counts() -> None:
     assert (scores <= largest + math.log(64) / finder.SHARPNESS + 1e-5).all()
 
 
-def test_crossed_lessons_show_no_individual_and_nothing_it_could_be_mistaken_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the judges are tried on stays within a half; the crossed drawings never do."""
-    shown: list[tuple[str, frozenset[str]]] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[lessons.Dressed]:
+    """What is drawn of dressed kinds; the pictures are empty."""
+    shown: list[lessons.Dressed] = []
 
     def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
-        shown.append((kind, frozenset(placed.thing for placed in wears)))
+        shown.append((kind, wears))
         return np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr(lessons.individuals, "draw", draw)
+    return shown
+
+
+def test_crossed_lessons_show_no_individual_and_nothing_it_could_be_mistaken_for(
+    tmp_path: Path, drawn: list[lessons.Dressed]
+) -> None:
+    """What the judges are tried on stays within a half; the crossed drawings never do."""
     made = lessons.crossed_part(tmp_path, 0)
+    shown = [(kind, frozenset(placed.thing for placed in wears)) for kind, wears in drawn]
     assert len(made.kind) == len(shown) == lessons.CROSSED // lessons.CROSSED_PARTS
     tried = {(one.kind, one.things) for one in ALL_INDIVIDUALS}
     for one in ALL_INDIVIDUALS:
@@ -148,36 +155,23 @@ def test_changed_lessons_show_nothing_that_the_judges_are_tried_on() -> None:
     "part_of", [lessons.composed_part, lessons.crossed_part, lessons.changed_part, lessons.strewn_part]
 )
 def test_a_little_moved_no_lesson_comes_near_what_the_judges_are_tried_on(
-    part_of: Callable[[Path, int], lessons.Drawings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part_of: Callable[[Path, int], lessons.Drawings], tmp_path: Path, drawn: list[lessons.Dressed]
 ) -> None:
-    shown: list[tuple[str, tuple[Placed, ...]]] = []
-
-    def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
-        shown.append((kind, wears))
-        return np.zeros((4, 4, 3), np.uint8)
-
-    monkeypatch.setattr(lessons.individuals, "draw", draw)
     for part in range(3):
         part_of(tmp_path, part)
     tried = [(one.kind, one.wears) for one in ALL_INDIVIDUALS]
     tried += [shown for one in ALL_INDIVIDUALS for shown in lessons._mistakable(one)]
-    assert not any(lessons._is_near(kind, wears, tried) for kind, wears in shown)
+    assert drawn
+    assert not any(lessons._is_near(kind, wears, tried) for kind, wears in drawn)
 
 
 def test_strewn_lessons_show_every_thing_on_every_kind_in_the_styles_of_pairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, drawn: list[lessons.Dressed]
 ) -> None:
-    shown: list[tuple[str, tuple[Placed, ...]]] = []
-
-    def draw(_cache: Path, kind: str, wears: tuple[Placed, ...], _style: Style) -> Picture:
-        shown.append((kind, wears))
-        return np.zeros((4, 4, 3), np.uint8)
-
-    monkeypatch.setattr(lessons.individuals, "draw", draw)
     parts = [lessons.strewn_part(tmp_path, part) for part in range(lessons.STREWN_PARTS)]
-    assert sum(len(part.kind) for part in parts) == len(shown) == lessons.STREWN
+    assert sum(len(part.kind) for part in parts) == len(drawn) == lessons.STREWN
     kinds = {one.kind for one in ALL_INDIVIDUALS}
-    assert {(kind, placed.thing) for kind, wears in shown for placed in wears} == set(product(kinds, THINGS))
+    assert {(kind, placed.thing) for kind, wears in drawn for placed in wears} == set(product(kinds, THINGS))
     styles = {STYLE_NAMES[number] for part in parts for number in part.style.tolist()}
     assert styles == set(lessons.JUDGED_STYLES)
 

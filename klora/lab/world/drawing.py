@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,12 @@ def stacked(drawn: list[Picture]) -> Tensor:
 def kinds_in_style(cache: Path, kinds: tuple[str, ...], style: Style, group: str) -> Tensor:
     """Drawings [kinds, 3, SIZE, SIZE] in bytes of a named group of kinds; rendered once."""
     path = cache / "drawings" / f"{group}-{style.name}.pt"
-    shown = partial(tqdm, desc=path.stem, mininterval=10)
-    drawn: Tensor = kept(path, lambda: stacked([draw_kind(cache, kind, style) for kind in shown(kinds)]))
+
+    def rendered() -> Tensor:
+        shown = tqdm(kinds, desc=path.stem, mininterval=10)
+        return stacked([draw_kind(cache, kind, style) for kind in shown])
+
+    drawn: Tensor = kept(path, rendered)
     if len(drawn) != len(kinds):
         raise ValueError(f"{path.name} holds {len(drawn)} drawings, not {len(kinds)}; delete it")
     return drawn
