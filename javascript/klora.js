@@ -136,10 +136,26 @@
         return parts;
     }
 
+    /** Whether a prompt says a word: not as a part of another, and not in a tag, where a LoRA's name may be it. */
+    function hasWord(prompt, word) {
+        const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+        const whole = new RegExp(`(?<![\\p{L}\\p{N}_])${escaped}(?![\\p{L}\\p{N}_])`, "u");
+        return whole.test(prompt.replace(/<[^>]+>/g, "<>"));
+    }
+
+    /** The prompt with a trigger word, added at its end unless the prompt says it. */
+    function withWord(prompt, word) {
+        const written = word.replace(/(?<!\\)[()[\]]/g, "\\$&"); // brackets of a word are not emphasis
+        if (hasWord(prompt, written)) return prompt;
+        const before = prompt.trimEnd();
+        return before === "" ? written : before + (before.endsWith(",") ? " " : ", ") + written;
+    }
+
+    const shared = {tagsIn: tagsIn, assign: assign, cast: cast, lineOf: lineOf, withWord: withWord};
     if (typeof module !== "undefined" && module.exports) {
-        module.exports = {tagsIn: tagsIn, assign: assign, cast: cast, lineOf: lineOf};
+        module.exports = shared;
         return; // node, for the tests: there is no page
     }
 
-    window.klora = {tagsIn: tagsIn, assign: assign, cast: cast, lineOf: lineOf};
+    window.klora = shared;
 })();

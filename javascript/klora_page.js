@@ -148,11 +148,9 @@
         const accordion = button.closest(".input-accordion") ?? document.body;
         const tab = accordion.querySelector(".klora-live")?.dataset.tab;
         const prompt = tab && promptBox(tab);
-        // Brackets in a tag are part of its name, not emphasis.
-        const word = button.textContent.replace(/(?<!\\)[()[\]]/g, "\\$&");
-        if (!prompt || prompt.value.includes(word)) return;
-        const before = prompt.value.trimEnd();
-        prompt.value = before === "" ? word : before + (before.endsWith(",") ? " " : ", ") + word;
+        const told = prompt ? window.klora.withWord(prompt.value, button.dataset.word) : "";
+        if (!prompt || told === prompt.value) return;
+        prompt.value = told;
         updateInput(prompt);
     }
 

@@ -153,3 +153,37 @@ def test_a_press_on_a_block_changes_its_lock_and_no_other(text: str, block: str)
 def test_a_text_that_is_no_lock_shows_every_block_free() -> None:
     told = in_node("klora_locks.js", "k.choicesOf(given[0], given[1])", ["in4 = what", BLOCKS])
     assert set(told) == {NO_LOCKS}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        ("", "ohwx", "ohwx"),
+        ("a fox ", "ohwx", "a fox, ohwx"),
+        ("a fox, ", "ohwx", "a fox, ohwx"),
+        ("a fox in the snow", "fox", "a fox in the snow"),
+        ("a (fox:1.2)", "fox", "a (fox:1.2)"),
+        ("a foxglove", "fox", "a foxglove, fox"),
+        ("a füchsin", "f", "a füchsin, f"),
+        ("snow <lora:ohwx:1>", "ohwx", "snow <lora:ohwx:1>, ohwx"),
+        ("snow", "fox (animal)", r"snow, fox \(animal\)"),
+        (r"a fox \(animal\)", "fox (animal)", r"a fox \(animal\)"),
+    ],
+)
+def test_a_trigger_word_is_added_unless_the_prompt_says_it(prompt: str, word: str, expected: str) -> None:
+    """A LoRA is often called by its trigger word: its tag does not say the word to the model."""
+    assert in_node("klora.js", "k.withWord(given[0], given[1])", [prompt, word]) == expected
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.text(alphabet="fox o(,<:>\\.é*", max_size=12), st.text(alphabet="fox(.)*é+", min_size=1, max_size=5)
+)
+def test_a_trigger_word_is_added_once_and_nothing_else_changes(prompt: str, word: str) -> None:
+    once, twice = in_node(
+        "klora.js",
+        "[k.withWord(given[0], given[1]), k.withWord(k.withWord(given[0], given[1]), given[1])]",
+        [prompt, word],
+    )
+    assert twice == once
+    assert once.startswith(prompt.rstrip())

@@ -51,6 +51,12 @@ def test_a_card_names_base_model_rank_and_trigger_words(host: FakeHost, files: N
     assert "Style" not in text
 
 
+def test_a_button_holds_its_word_however_its_text_is_translated(host: FakeHost, files: None) -> None:
+    found = Tags()
+    found.feed(pair_view.notes("fox", ""))
+    assert found.words == ["sks fox", '"&']
+
+
 HOSTILE = "\"><script>alert('&')</script>"
 
 
@@ -67,7 +73,7 @@ def test_a_file_whose_name_and_words_are_markup(host: FakeHost, tmp_path: Path) 
     found = Tags()
     found.feed(text)
     assert found.names <= {"div", "span", "b", "p", "button", "img"}
-    assert found.attributes <= {"class", "aria-hidden", "type", "title", "src", "alt", "loading"}
+    assert found.attributes <= {"class", "aria-hidden", "type", "title", "src", "alt", "loading", "data-word"}
 
 
 class Tags(HTMLParser):
@@ -77,10 +83,12 @@ class Tags(HTMLParser):
         super().__init__()
         self.names: set[str] = set()
         self.attributes: set[str] = set()
+        self.words: list[str | None] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.words += [value for name, value in attrs if name == "data-word"]
 
 
 def test_no_trigger_word_can_load_a_lora(host: FakeHost, files: None) -> None:

@@ -82,11 +82,18 @@ def _facts(file: Any) -> str:
 
 
 def _words(file: Any) -> str:
-    """Trigger words as buttons; a word that could smuggle a tag into the prompt is left out."""
-    return "".join(
-        f'<button type="button" class="klora-word" title="Add to the prompt">{html.escape(word)}</button>'
-        for word in file.trigger_words(MOST_TRIGGER_WORDS)
-        if "<" not in word and ">" not in word
+    """Trigger words as buttons; a word that could smuggle a tag into the prompt is left out.
+
+    The word is an attribute too, because the WebUI may translate the text of a button.
+    """
+    words = file.trigger_words(MOST_TRIGGER_WORDS)
+    return "".join(_word(html.escape(word)) for word in words if "<" not in word and ">" not in word)
+
+
+def _word(word: str) -> str:
+    return (
+        f'<button type="button" class="klora-word" data-word="{word}" title="Add to the prompt">{word}'
+        "</button>"
     )
 
 
