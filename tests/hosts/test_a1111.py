@@ -363,10 +363,31 @@ def test_the_plan_lies_beside_the_saved_picture_and_not_among_the_results(
     webui: WebUI, data_folder: Path
 ) -> None:
     plain = webui.txt2img(PAIR, {})
-    shown = webui.txt2img(PAIR, {"show_plan": True}, save_images=True)
-    assert shown.pixels == plain.pixels
-    (plan,) = data_folder.rglob("*-plan.png")
-    assert plan.with_name(plan.name.replace("-plan", "")).exists()
+    before = set(data_folder.rglob("*.png"))
+    shown = webui.txt2img(PAIR, {"show_plan": True}, save_images=True, n_iter=2)
+    assert shown.pixels[-2] == plain.pixels[0]
+    made = sorted(path.name for path in set(data_folder.rglob("*.png")) - before)
+    pictures = [name for name in made if name.startswith("0") and "-plan" not in name]
+    plans = [name for name in made if "-plan" in name]
+    assert len(pictures) == 2
+    assert plans == [pictures[0].replace(".png", "-plan.png")]  # both have the same
+
+
+def test_the_plan_of_each_pair_lies_beside_its_own_picture(webui: WebUI, data_folder: Path) -> None:
+    """The matrix makes one job of prompts that differ, a batch each."""
+    swapped = "<klora:style-sd1-a:content-sd1-a>"
+    before = set(data_folder.rglob("*.png"))
+    webui.txt2img(
+        f"{PAIR}|{swapped}",
+        {"show_plan": True},
+        save_images=True,
+        script_name="prompt matrix",
+        script_args=[False, False, "positive", "comma", 0],
+    )
+    made = [path for path in set(data_folder.rglob("*.png")) - before if path.name.startswith("0")]
+    plans = [path for path in made if "-plan" in path.name]
+    assert {path.name.replace("-plan", "") for path in plans} == {p.name for p in made if p not in plans}
+    assert len({path.read_bytes() for path in plans}) == 2
 
 
 def test_a_comparison_makes_five_pictures_and_a_grid(webui: WebUI) -> None:

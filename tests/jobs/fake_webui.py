@@ -37,6 +37,8 @@ class Webui:
         comments: list[str] = []
         return SimpleNamespace(
             prompts=[prompt, prompt],
+            batch_size=2,
+            iteration=0,
             arguments=(),
             extra_generation_params={},
             sampler=FakeSampler(self.model),

@@ -319,6 +319,57 @@ def test_nothing_is_put_among_the_pictures_and_the_plan_lies_beside_the_saved_on
         assert len(json.loads(won.answer(text))) == show
 
 
+def _job_of_batches(webui: Webui, folder: Path, prompts: list[str], has_infotexts: bool = True) -> list[str]:
+    """The infotexts of a job with a grid and these prompts, a batch of two each, whose pictures are saved."""
+    p = webui.generate(prompts[0], {**PUBLISHED, "show_plan": True})
+    for p.iteration, prompt in enumerate(prompts[1:], 1):
+        p.prompts = [prompt, prompt]
+        webui.batch(p)
+        webui.sample(p)
+    infotexts = [f"{folder.name} {number}" for number in range(2 * len(prompts))]
+    pictures = [
+        SimpleNamespace(
+            already_saved_as=str(folder / f"{number}.png"), info={"parameters": text} if has_infotexts else {}
+        )
+        for number, text in enumerate(infotexts)
+    ]
+    grid = SimpleNamespace(already_saved_as=None, info={"parameters": infotexts[0]})
+    processed = SimpleNamespace(
+        images=[grid, *pictures], infotexts=[infotexts[0], *infotexts], index_of_first_image=1
+    )
+    webui.script.postprocess(p, processed)
+    return infotexts
+
+
+@pytest.mark.parametrize("has_infotexts", [True, False])
+def test_each_picture_tells_the_plan_of_its_own_batch(
+    webui: Webui, tmp_path: Path, has_infotexts: bool
+) -> None:
+    prompts = ["<klora:fox:ink>", "<klora:ink:fox>", "<klora:ink:fox>"]
+    infotexts = _job_of_batches(webui, tmp_path, prompts, has_infotexts)
+    pairs = [plan["loras"] for text in infotexts for plan in json.loads(won.answer(text))]
+    assert pairs == [["fox", "ink"]] * 2 + [["ink", "fox"]] * 4
+    drawn = ["0-plan.png", "2-plan.png"] if has_infotexts else ["0-plan.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == drawn
+
+
+def test_pictures_with_one_plan_are_all_remembered_and_the_plan_is_drawn_once(
+    webui: Webui, tmp_path: Path
+) -> None:
+    infotexts = _job_of_batches(webui, tmp_path, ["<klora:fox:ink>"] * won.MOST_KEPT)
+    assert len(infotexts) > won.MOST_KEPT
+    assert [len(json.loads(won.answer(text))) for text in infotexts] == [1] * len(infotexts)
+    assert [path.name for path in tmp_path.iterdir()] == ["0-plan.png"]
+
+
+def test_of_many_plans_the_last_are_remembered(
+    webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(won, "MOST_KEPT", 3)
+    infotexts = _job_of_batches(webui, tmp_path, ["<klora:fox:ink>", "<klora:ink:fox>"] * 2)
+    assert [len(json.loads(won.answer(text))) for text in infotexts] == [0] * 2 + [1] * 6
+
+
 def test_the_mark_of_a_comparison_is_no_setting(webui: Webui) -> None:
     settings = [Settings(enabled=True).values[one.name] for one in Settings.offered()]
     p = webui.generate(BOTH, *settings, "")

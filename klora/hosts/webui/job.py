@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from klora.errors import HostError, KloraError, PairError
@@ -23,6 +24,7 @@ from klora.hosts.webui.bracket import Pass, bracket, refuse
 from klora.hosts.webui.pass_cast import PassCast
 from klora.hosts.webui.progress import with_progress
 from klora.hosts.webui.roles import Roles, assign, tags_in
+from klora.hosts.webui.won import Applied
 from klora.hosts.which import this_host
 from klora.planning import Cast, Member, Planner
 from klora.rules import BOTH, GUIDANCE
@@ -65,7 +67,7 @@ class Job:
     def __init__(
         self, settings: Settings | None, error: KloraError | None = None, reads_windows: bool = True
     ) -> None:
-        self.plans: list[Plan] = []
+        self.applied: list[Applied] = []
         self._base = settings
         self._reads_windows = reads_windows
         self._error = error
@@ -251,37 +253,38 @@ class Job:
     def _plan_pass(self, p: Any, cast: Cast) -> None:
         host, is_hires = this_host(), _is_hires(p)
         seam = host.seam(p, cast.names)
-        fusion = prepare(seam, cast, self._cast_of(p).settings or Settings(), with_progress)
+        settings = self._cast_of(p).settings or Settings()
+        fusion = prepare(seam, cast, settings, with_progress)
         steps = (getattr(p, "hr_second_pass_steps", 0) if is_hires else 0) or p.steps
         moments = [Moment(step, steps, is_hires=is_hires) for step in range(max(1, steps))]
         host.before_loading(p, seam, fusion.expected(moments))
         told = Pass(
             noise_progress=_noise_progress(host, p.sampler),
             rows=_rows(host, p.sampler, seam, fusion.planner),
-            finished=self._finish_pass,
+            finished=partial(self._finish_pass, settings, int(getattr(p, "iteration", 0))),
             is_hires=is_hires,
             guidance_scale=getattr(p, "hr_cfg", None) if is_hires else None,
         )
         bracket(p.sampler, fusion, told)
 
-    def _finish_pass(self, fusion: Fusion) -> None:
+    def _finish_pass(self, settings: Settings, batch: int, fusion: Fusion) -> None:
         if not fusion.planner.cast.has_pair:
             return
         plan = attempted(fusion.plan)
         if isinstance(plan, KloraError):
             print(plan)  # the picture is made, and right
         else:
-            self.plans.append(plan)
+            self.applied.append(Applied(plan, settings, batch))
 
     @property
-    def settings(self) -> Settings:
-        """The settings of this job; a tag of the last batch won over the accordion."""
-        return self._first.settings or self._base or Settings()
+    def plans(self) -> list[Plan]:
+        """The plan of each pass that was sampled with a pair."""
+        return [one.plan for one in self.applied]
 
     @property
     def shows_plan(self) -> bool:
         """Whether the user wants to see what won where."""
-        return bool(self.settings.show_plan)
+        return bool((self._first.settings or self._base or Settings()).show_plan)
 
     def _try(self, p: Any, action: Callable[[], None], told: PassCast | None = None) -> None:
         """Do ``action``; on an error remember it, or fall back to adding, as the user chose."""

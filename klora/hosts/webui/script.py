@@ -79,7 +79,7 @@ class KLoraScript(scripts.Script):  # type: ignore[misc]
         """All pictures are made. Nothing of ours goes among them, because scripts count them."""
         job = getattr(p, _JOB, None)
         if job is not None and job.shows_plan:
-            won.keep(job.plans, job.settings, processed)
+            won.keep(job.applied, processed, p.batch_size)
 
 
 class KLoraCompare(scripts.Script):  # type: ignore[misc]
