@@ -25,6 +25,7 @@
     function problemOfSettings(text, written) {
         const seen = new Set();
         for (const part of written === "" ? [] : written.split(",")) {
+            if (!part.includes("=") && [...seen].at(-1) === "preset") continue; // its name holds a comma
             const name = part.split("=")[0].trim().toLowerCase().replaceAll(" ", "_");
             if (!part.includes("=") || name === "") {
                 const shown = part.trim();

@@ -310,11 +310,19 @@
         if (label && !label.classList.contains("open")) label.click();
     }
 
-    /** Puts what the server has said in English, from the place `from` of an element's text on, in the user's language. */
-    function tell(element, from) {
+    /** Puts what the server has said in English, from the place `from` of a node's text on, in the user's language. */
+    function tell(node, from) {
         if (from < 0) return; // another's text
-        const text = element.textContent.slice(from), told = say(text);
-        if (told !== text) element.textContent = told;
+        const text = node.textContent.slice(from), told = say(text);
+        if (told !== text) node.textContent = told;
+    }
+
+    /** The same for the comments on a job, of which each line is another's. */
+    function tellLines(box) {
+        for (const line of box.childNodes) {
+            const text = line.nodeType === Node.TEXT_NODE ? line.textContent.trimStart() : "";
+            if (text.startsWith("K-LoRA: ")) tell(line, line.textContent.length - text.length);
+        }
     }
 
     /** In older gradio the head of an accordion cannot be reached with the keyboard; sentences come in English. */
@@ -336,6 +344,7 @@
         for (const box of page().querySelectorAll(`[id^="html_"][id$="_${tab}"] .error`)) {
             tell(box, box.textContent.indexOf("K-LoRA")); // behind the name of the exception, which nobody reads
         }
+        for (const box of page().querySelectorAll(`#html_log_${tab} p.comments`)) tellLines(box);
         for (const [id, label] of [["swap", "Swap content and style"], ["refresh", "Read the LoRA folder again"]]) {
             element(factsOf(tab)?.tools[id])?.setAttribute("aria-label", say(label));
         }

@@ -12,15 +12,11 @@ from klora.example_pair import CONTENT, STYLE
 from klora.files.writing import check_place, write_text, write_with
 from klora.options import Setting, SettingValue
 from klora.planning import folder_of_user, keep_scores_in, plan_files
-from klora.schedule import Plan
+from klora.schedule import LARGEST_GUIDANCE_SCALE, USUAL_GUIDANCE_SCALE, Plan
 from klora.settings import Settings
 
 #: More steps than any sampler is run with; a typing error should not fill the memory.
 MOST_STEPS = 10_000
-
-#: The WebUIs' sliders go from 1 to 30, their API takes more, and diffusers write 0 for no guidance. The
-#: setting ``guidance`` ends here, too.
-MOST_CFG_SCALE = 100
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,9 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-scale",
         type=float,
-        default=7.0,
+        default=USUAL_GUIDANCE_SCALE,
         metavar="G",
-        help="scale of the guidance, by which --guidance takes effect (default: 7)",
+        help="scale of the guidance, by which --guidance takes effect; 0 and 1 are none (default: 7)",
     )
     parser.add_argument(
         "--strength",
@@ -113,9 +109,10 @@ def _check(arguments: Namespace) -> None:
         raise SettingsError(
             f"K-LoRA: strength is {arguments.strength:g}; write a number above 0 and up to 1."
         )
-    if not 0 <= arguments.cfg_scale <= MOST_CFG_SCALE:  # also refuses NaN
+    if not 0 <= arguments.cfg_scale <= LARGEST_GUIDANCE_SCALE:  # also refuses NaN
         raise SettingsError(
-            f"K-LoRA: cfg-scale is {arguments.cfg_scale:g}; write a number from 0 to {MOST_CFG_SCALE}."
+            f"K-LoRA: cfg-scale is {arguments.cfg_scale:g}; write a number from 0 to "
+            f"{LARGEST_GUIDANCE_SCALE:g}."
         )
     for written in (arguments.json, arguments.picture):
         if written:

@@ -16,7 +16,7 @@ from klora.planning import check_base_models, planner_of_files
 from klora.report.compatibility import Compatibility, Verdict, verdict
 from klora.report.contest import ContestSpread
 from klora.report.directions import Factors, Overlap, overlap
-from klora.schedule import Plan, evenly_spaced
+from klora.schedule import USUAL_GUIDANCE_SCALE, Plan, evenly_spaced
 from klora.scores import gamma as gamma_of
 from klora.settings import Settings
 
@@ -131,7 +131,7 @@ def report_of(content: LoraFile, style: LoraFile, settings: Settings, steps: int
     """The report on two files that have been read; raises as `report_files` does."""
     if not 1 <= steps <= MOST_STEPS:
         raise SettingsError(f"K-LoRA: steps is {steps}; write a whole number from 1 to {MOST_STEPS}.")
-    plan = planner_of_files(content, style, settings).plan(evenly_spaced(steps, guidance_scale=7.0))
+    plan = planner_of_files(content, style, settings).plan(evenly_spaced(steps, USUAL_GUIDANCE_SCALE))
     pairs = pair_layers(content, style)
     shared = [pair for pair in pairs if pair.content is not None and pair.style is not None]
     overlaps = layer_overlaps(shared)

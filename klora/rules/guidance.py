@@ -7,9 +7,10 @@ the conditional pass alone counts g times.
 from __future__ import annotations
 
 from klora.options import Setting
+from klora.schedule import LARGEST_GUIDANCE_SCALE
 
 BOTH, CONTENT_ALONE, NONE = "both", "content", "none"
-LARGEST_STRENGTH = 100.0
+LARGEST_STRENGTH = LARGEST_GUIDANCE_SCALE
 _TIMES = "x"
 """After a number: so many times each of the two counts, in place of the style alone."""
 

@@ -3,7 +3,12 @@ sampling.
 """
 
 from klora.schedule.clock import noise_progress, published_progress, step_progress
-from klora.schedule.moment import Moment, evenly_spaced
+from klora.schedule.moment import (
+    LARGEST_GUIDANCE_SCALE,
+    USUAL_GUIDANCE_SCALE,
+    Moment,
+    evenly_spaced,
+)
 from klora.schedule.pattern import bonus
 from klora.schedule.plan import Plan
 from klora.schedule.position import Position
@@ -12,6 +17,8 @@ from klora.schedule.window import ALWAYS, Span, Window
 
 __all__ = [
     "ALWAYS",
+    "LARGEST_GUIDANCE_SCALE",
+    "USUAL_GUIDANCE_SCALE",
     "Expected",
     "LayerShares",
     "Moment",

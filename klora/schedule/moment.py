@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from klora.schedule.clock import step_progress
 
+USUAL_GUIDANCE_SCALE = 7.0
+"""Where nobody has said otherwise: what AUTOMATIC1111 starts with."""
+LARGEST_GUIDANCE_SCALE = 100.0
+"""The WebUIs' sliders end at 30, their API takes more; the setting ``guidance`` ends here, too."""
+
 
 @dataclass(frozen=True)
 class Moment:

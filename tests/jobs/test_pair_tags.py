@@ -11,7 +11,7 @@ import pytest
 from klora.errors import KloraError, SettingsError
 from klora.hosts.webui import axes, job, pair_tags, preset_shelf
 from klora.hosts.webui.infotext import restored
-from klora.presets import NO_PRESET
+from klora.presets import BUILT_IN, NO_PRESET, Preset
 from klora.settings import Settings
 from tests.jobs.fake_webui import CONTENT_WINS, STYLE_WINS, Webui
 from tests.jobs.fakes import CANONICAL, IN_FORWARD_ORDER, FakeSampler, parsed_tag
@@ -197,8 +197,18 @@ def test_a_preset_is_laid_under_what_a_tag_names(webui: Webui) -> None:
     written = p.extra_generation_params
     assert (written["K-LoRA rule"], written["K-LoRA tau"]) == ("smooth", "0.5")
     assert written["K-LoRA balance"] == "-0.5"
-    with pytest.raises(KloraError, match="nothing like it"):
+    with pytest.raises(KloraError, match=r"in <klora:fox:ink:preset=nothing like it>, there is no preset"):
         webui.generate("<klora:fox:ink:preset=nothing like it>")
+
+
+@pytest.mark.parametrize("preset", BUILT_IN, ids=lambda one: one.name)
+def test_every_preset_can_be_named_whatever_its_name_holds(webui: Webui, preset: Preset) -> None:
+    _, tag = pair_tags.taken_out(f"<klora:fox:ink:balance=0.1,preset={preset.name},incomplete=add normally>")
+    assert tag is not None
+    settings = tag.over(Settings())
+    assert (settings.preset, settings.balance, settings.incomplete) == (preset.name, 0.1, "add normally")
+    held = preset.complete()
+    assert {name: settings.values[name] for name in held} == {**held, "balance": 0.1}
 
 
 # -- the hires pass -----------------------------------------------------------------------------------

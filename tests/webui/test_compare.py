@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from klora.hosts.webui import compare
+from klora.presets import AS_PUBLISHED
 from klora.settings import DEFAULT_PRESET, Settings
 
 from .conftest import FakeHost
@@ -203,6 +204,15 @@ def test_the_pair_of_a_tag_is_compared(saved: list[dict[str, Any]], tmp_path: Pa
     assert {(one.klora_overrides["content"], one.klora_overrides["style"]) for one in made()} == {
         ("ink", "fox")
     }
+
+
+def test_the_preset_of_a_tag_is_compared(saved: list[dict[str, Any]], tmp_path: Path) -> None:
+    prompt = f"<klora:ink:fox:preset={AS_PUBLISHED.name},balance=0.1>"
+    result = compare.run(job(tmp_path, prompt=prompt), compare.WAYS, "klora_job")
+    expected = {**AS_PUBLISHED.complete(), "balance": 0.1}
+    told = made()[-1].klora_overrides
+    assert {name: told[name] for name in expected} == expected
+    assert result.images[0].labels[0][-1] == "this setting"
 
 
 def test_after_an_interrupt_the_rest_is_grey_and_not_made(

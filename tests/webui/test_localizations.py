@@ -148,6 +148,8 @@ def told_in(tree: ast.Module) -> Iterator[str]:
         is_error = called.endswith("Error") and called != "ValueError"
         if node.args and (is_error or called in ("__init__", "_error", "_report")):
             yield template(node.args[0]) or ""
+        if called == "_comment":
+            yield template(node.args[1]) or ""
     for returned in ast.walk(tree):
         if isinstance(returned, ast.Return) and returned.value is not None:
             text = template(returned.value) or ""
@@ -318,6 +320,17 @@ def test_the_languages_have_the_same_entries() -> None:
             "be added normally, because the pair is rewritten: set Rewrite the pair to none.",
             "fox 适用于 SD1，而 ink 适用于 SDXL；请选择同一基础模型的两个 LoRA；"
             "由于组合已被改写，无法照常相加 LoRA：请把 “改写组合” 设为 none。",
+        ),
+        (
+            "ja_JP",
+            "LoRAs added normally: content and style are both fox: choose two different LoRAs.",
+            "LoRA を通常どおり加算しました："
+            "内容と画風がどちらも fox です。異なる 2 つの LoRA を選んでください。",
+        ),
+        (
+            "zh_CN",
+            "LoRAs left out, because they cannot be loaded: oak, elm",
+            "因无法加载而略去的 LoRA：oak, elm",
         ),
     ],
 )

@@ -65,8 +65,25 @@ def test_version_and_schema(host: FakeHost) -> None:
 def test_a_plan_is_made_from_names(asked: FakeHost) -> None:
     body = {"content": "fox", "style": "Ink Wash", "steps": 20, "schedule": "s*", "alpha": 2}
     files = [known.path for known in map(library.find, ("fox", "ink")) if known is not None]
-    expected = plan_files(*files, Settings(schedule="S*", alpha=2), 20).as_json()
+    settings = Settings(schedule="S*", alpha=2)
+    expected = plan_files(*files, settings, 20, guidance_scale=7.0).as_json()
+    assert expected["unconditional"] is not None
     assert post(asked, body) == expected
+
+
+@pytest.mark.parametrize("scale", [2, 4, 7, 12.5])
+def test_a_plan_tells_the_negative_side_at_the_cfg_scale(asked: FakeHost, scale: float) -> None:
+    """Of g (e_c - e_u) + e_u, a LoRA with shares c and u counts g c - (g - 1) u times."""
+    told = post(asked, {**GOOD, "cfg_scale": scale, "guidance": "4x"})
+    for both_sides in zip(told["shares"], told["unconditional"], strict=True):
+        for conditional, unconditional in zip(*both_sides, strict=True):
+            for share, other in zip(conditional, unconditional, strict=True):
+                counted = scale * share - (scale - 1) * other
+                assert counted == pytest.approx(min(scale, 4) * share)
+
+
+def test_at_a_cfg_scale_of_1_a_plan_has_no_negative_side(asked: FakeHost) -> None:
+    assert post(asked, {**GOOD, "cfg_scale": 1})["unconditional"] is None
 
 
 def test_a_report_is_made_from_names(asked: FakeHost) -> None:
@@ -95,6 +112,11 @@ GOOD = {"content": "fox", "style": "ink", "steps": 4}
         ({"style": "fox"}, "content and style are both fox"),
         ({"any_model": "yes"}, "any_model is 'yes'; write true or false"),
         ({"steps": 1001}, "whole number from 1 to 1000"),
+        ({"cfg_scale": -1}, "cfg_scale is -1; write a number from 0 to 100"),
+        ({"cfg_scale": 101}, "write a number from 0 to 100"),
+        ({"cfg_scale": float("nan")}, "write a number from 0 to 100"),
+        ({"cfg_scale": True}, "write a number from 0 to 100"),
+        ({"cfg_scale": "7"}, "write a number from 0 to 100"),
     ],
 )
 def test_a_bad_request_is_refused_with_a_sentence(

@@ -111,8 +111,7 @@ class Job:
         """The tag wins over the accordion, and an axis of a plot over the tag."""
         if tag is None:
             return self._base
-        base = preset_shelf.laid_over(self._base or Settings(), tag.values)
-        settings = axes.overridden(tag.over(base), p)
+        settings = axes.overridden(tag.over(self._base or Settings()), p)
         return preset_shelf.truly_named(settings) if settings.enabled else None
 
     def _arrange_windows(self, p: Any) -> None:
@@ -183,10 +182,12 @@ class Job:
     def _write_infotext(self, p: Any, told: PassCast, settings: Settings) -> None:
         roles = told.roles
         pair = _named_pair(roles) if roles is not None and roles.problem is None else None
-        note = "; ".join(filter(None, (told.left_out, _note_of_guidance(settings, p))))
+        lost = ", ".join(told.left_out)
+        left_out = f"left out, because they cannot be loaded: {lost}" if lost else None
+        note = "; ".join(filter(None, (left_out, _note_of_guidance(settings, p))))
         p.extra_generation_params.update(infotext.written(settings, pair, self._fallback, note))
-        if told.left_out is not None and hasattr(p, "comment"):
-            p.comment(f"K-LoRA: LoRAs {told.left_out}")
+        if lost:
+            _comment(p, f"LoRAs left out, because they cannot be loaded: {lost}")
 
     def _arrange_hires(self, p: Any) -> None:
         tags = getattr(p, "hr_extra_network_data", None)
@@ -301,10 +302,15 @@ class Job:
             self._error = error
 
     def _fall_back(self, p: Any, error: KloraError) -> None:
-        self._fallback = f"LoRAs added normally: {error.reason}"
+        self._fallback = _comment(p, f"LoRAs added normally: {error.reason}")
         p.extra_generation_params[infotext.FALLBACK_KEY] = self._fallback
-        if hasattr(p, "comment"):
-            p.comment(f"K-LoRA: {self._fallback}")
+
+
+def _comment(p: Any, text: str) -> str:
+    """Show ``text`` beside the pictures of the job, where the host can; returns it."""
+    if hasattr(p, "comment"):
+        p.comment(f"K-LoRA: {text}")
+    return text
 
 
 def _is_hires(p: Any) -> bool:

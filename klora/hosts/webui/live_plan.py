@@ -62,7 +62,7 @@ def read_kept(path: str) -> LoraFile:
 def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, Any]:
     settings = Settings.from_arguments(list(arguments))
     prompt, tag = pair_tags.taken_out(str(asked.get("prompt", "")))
-    settings = settings if tag is None else tag.over(preset_shelf.laid_over(settings, tag.values))
+    settings = settings if tag is None else tag.over(settings)
     names, words = library.aliases(), library.tag_words()
     found: windows.Windows = {}
     if settings.windows and windows.mentions_window([prompt]):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from klora.errors import SettingsError
+from klora.hosts.webui import preset_shelf
 from klora.settings import Settings
 
 WORD = "klora"
@@ -20,8 +21,11 @@ WORD = "klora"
 #: As the host reads its own tags.
 _TAG = re.compile(rf"<{WORD}:([^>]+)>")
 
+PRESET = "preset"
+"""The setting whose value may hold commas: the names of presets do."""
+
 #: Settings beside those of the rule that a tag may have.
-_ALSO = ("preset", "content_weight", "style_weight", "mode", "incomplete")
+_ALSO = (PRESET, "content_weight", "style_weight", "mode", "incomplete")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class PairTag:
     values: Mapping[str, str]
 
     def over(self, settings: Settings) -> Settings:
-        """``settings`` with what this tag says laid over; raises `SettingsError` naming tag and value."""
+        """``settings`` with what this tag says laid over, its preset first; raises `SettingsError` naming tag
+        and value.
+        """
         changes: dict[str, object] = {"enabled": True}
         if self.content is not None and self.style is not None:
             changes.update(content=self.content, style=self.style)
@@ -46,7 +52,7 @@ class PairTag:
             except SettingsError as error:
                 raise self._error(error.reason) from error
         try:
-            return settings.replace(**changes)
+            return preset_shelf.laid_over(settings, self.values).replace(**changes)
         except SettingsError as error:
             raise self._error(error.reason) from error
 
@@ -118,6 +124,9 @@ def _values(written: str, text: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for part in written.split(",") if written else ():
         key, equals, value = part.partition("=")
+        if not equals and list(values)[-1:] == [PRESET]:
+            values[PRESET] += f",{part.rstrip()}"
+            continue
         name = key.strip().lower().replace(" ", "_")
         if not equals or not name:
             raise SettingsError(

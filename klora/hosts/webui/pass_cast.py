@@ -16,13 +16,13 @@ class PassCast:
     """What K-LoRA does in one pass.
 
     ``settings`` are those of the pair, ``None`` where none is to be fused; ``roles`` the LoRAs of the pair,
-    ``windows`` all windows by name, ``left_out`` a sentence about LoRAs that are not applied.
+    ``windows`` all windows by name, ``left_out`` the LoRAs that cannot be applied.
     """
 
     settings: Settings | None = None
     roles: Roles | None = None
     windows: windows.Windows = field(default_factory=dict)
-    left_out: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def names(self) -> set[str]:
@@ -50,5 +50,4 @@ class PassCast:
                     f"LoRA {name} stands in the prompt beside the pair and cannot be loaded: {error.reason}",
                     file=name,
                 )
-        if unusable:
-            self.left_out = "left out, because they cannot be loaded: " + ", ".join(unusable)
+        self.left_out = tuple(unusable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from klora.presets import BUILT_IN, NO_PRESET, Shelf
+from klora.presets import BUILT_IN, NO_PRESET, Preset, Shelf
 from klora.settings import Settings
 
 FILE = "klora-presets.json"
@@ -39,15 +39,22 @@ def laid_over(settings: Settings, named: Mapping[str, object]) -> Settings:
     Raises `SettingsError` for a preset that does not exist.
     """
     name = str(named.get("preset", NO_PRESET))
-    return settings if name == NO_PRESET else settings.replace(**shelf().get(name).complete())
+    if name == NO_PRESET:
+        return settings
+    preset = _built_in(name) or shelf().get(name)
+    return settings.replace(**preset.complete())
 
 
 def truly_named(settings: Settings) -> Settings:
     """The same settings, with no preset's name where they are no longer what that preset holds."""
     if settings.preset == NO_PRESET:
         return settings
-    built_in = next((one for one in BUILT_IN if one.name == settings.preset), None)
-    preset = built_in or shelf().find(settings.preset)
+    preset = _built_in(settings.preset) or shelf().find(settings.preset)
     if preset is not None and preset.is_chosen_by(settings):
         return settings.replace(preset=preset.name)
     return settings.replace(preset=NO_PRESET)
+
+
+def _built_in(name: str) -> Preset | None:
+    """The preset of this very name that comes with K-LoRA: it stands in no file."""
+    return next((one for one in BUILT_IN if one.name == name), None)

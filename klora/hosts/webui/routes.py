@@ -16,6 +16,7 @@ from klora.hosts.common import library
 from klora.hosts.common.boundary import UnforeseenError, attempted
 from klora.hosts.common.checks import loaded_family, takes
 from klora.hosts.webui.requests import RefusedRequestError, Request, Turns, in_time, read_body, told
+from klora.schedule import LARGEST_GUIDANCE_SCALE, USUAL_GUIDANCE_SCALE, evenly_spaced
 from klora.settings import Settings
 from klora.version import __version__
 
@@ -66,12 +67,12 @@ def answer_schema() -> dict[str, Any]:
 def answer_plan(request: Request) -> dict[str, Any]:
     """The plan for two LoRAs by name; raises `KloraError` for anything that is wrong with the request."""
     from klora.planning import planner_of_files
-    from klora.schedule import evenly_spaced
 
-    settings, steps, files = _question(request, "plan")
+    settings, steps, files = _question(request, "plan", "cfg_scale")
+    guidance_scale = _cfg_scale(request)
     planner = planner_of_files(*files, settings, progress=in_time)
     _check_size(len(planner.decided), steps)
-    return planner.plan(evenly_spaced(steps)).as_json()
+    return planner.plan(evenly_spaced(steps, guidance_scale)).as_json()
 
 
 def answer_report(request: Request) -> dict[str, Any]:
@@ -85,12 +86,12 @@ def answer_report(request: Request) -> dict[str, Any]:
     return report_of(*files, settings, steps).as_json()
 
 
-def _question(request: Request, what: str) -> tuple[Settings, int, tuple[Any, Any]]:
-    """(settings, steps, the two files) of a request."""
+def _question(request: Request, what: str, *also: str) -> tuple[Settings, int, tuple[Any, Any]]:
+    """(settings, steps, the two files) of a request, which may have the fields ``also`` too."""
     from klora.files import read_lora
 
     rule = {one.name for one in Settings.declarations() if one.scope == "rule"}
-    known = [*_ASKED, *sorted(rule)]
+    known = [*_ASKED, *also, *sorted(rule)]
     for name in request:
         if name not in known:
             raise SettingsError(f"K-LoRA: a {what} has no {name!r}; it knows: {', '.join(known)}.")
@@ -126,6 +127,17 @@ def _steps(request: Request) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise SettingsError(f"K-LoRA: steps is {steps!r}; write a whole number from 1 to {MOST_STEPS}.")
     return steps
+
+
+def _cfg_scale(request: Request) -> float:
+    """By which *Negative side* takes effect; without it, what a WebUI starts with."""
+    scale = request.get("cfg_scale", USUAL_GUIDANCE_SCALE)
+    number = scale if isinstance(scale, (int, float)) and not isinstance(scale, bool) else -1
+    if not 0 <= number <= LARGEST_GUIDANCE_SCALE:  # also refuses NaN
+        raise SettingsError(
+            f"K-LoRA: cfg_scale is {scale!r}; write a number from 0 to {LARGEST_GUIDANCE_SCALE:g}."
+        )
+    return float(number)
 
 
 def _is_true(request: Request, name: str) -> bool:
