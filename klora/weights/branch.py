@@ -55,23 +55,42 @@ class RowDelta:
 Term = tuple[float, RowDelta]
 
 
+#: Ranges (start, stop) of rows.
+Ranges = tuple[tuple[int, int], ...]
+
+
+def ranges_of(marks: Sequence[bool]) -> Ranges:
+    """The ranges of the places that are marked."""
+    edges = [place for place in range(len(marks) + 1) if _at(marks, place) != _at(marks, place - 1)]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _at(marks: Sequence[bool], place: int) -> bool:
+    return 0 <= place < len(marks) and marks[place]
+
+
 class BatchRows:
     """Which rows of a batch belong to the unconditional pass; told before each forward of the denoiser."""
 
     def __init__(self) -> None:
         self._batch = 0
-        self._unconditional: tuple[tuple[int, int], ...] = ()
+        self._unconditional: Ranges | None = ()
 
-    def tell(self, batch: int, unconditional: Sequence[tuple[int, int]]) -> None:
-        """``unconditional`` are ranges (start, stop) of the ``batch`` rows that the next forward has."""
+    def tell(self, batch: int, unconditional: Sequence[tuple[int, int]] | None) -> None:
+        """``unconditional`` are ranges (start, stop) of the ``batch`` rows that the next forward has.
+
+        ``None`` is for rows of which nobody knows; a layer with a branch then refuses its input.
+        """
         self._batch = batch
-        self._unconditional = tuple((start, stop) for start, stop in unconditional if stop > start)
+        if unconditional is not None:
+            unconditional = tuple((start, stop) for start, stop in unconditional if stop > start)
+        self._unconditional = unconditional
 
-    def of(self, tensor: Tensor) -> tuple[tuple[int, int], ...]:
+    def of(self, tensor: Tensor) -> Ranges:
         """The ranges in a layer's input. Some layers see each row cut into several that lie side by side."""
-        if not self._unconditional:
+        if self._unconditional == ():
             return ()
-        if not self._batch or tensor.shape[0] % self._batch:
+        if self._unconditional is None or not self._batch or tensor.shape[0] % self._batch:
             raise HostError(
                 "K-LoRA cannot tell which rows of this model's layers belong to the negative side of the "
                 f"guidance ({tensor.shape[0]} rows for a batch of {self._batch}); set Negative side to both."
@@ -86,14 +105,17 @@ class Branches:
     def __init__(self) -> None:
         self.rows = BatchRows()
         self._hooks: dict[Layer, RemovableHandle] = {}
+        self._rows: dict[Layer, BatchRows] = {}
         self._terms: dict[Layer, dict[str, Sequence[Term]]] = {}
         self._sums: dict[Layer, list[RowDelta]] = {}
 
-    def put(self, layer: Layer, name: str, terms: Sequence[Term]) -> None:
+    def put(self, layer: Layer, name: str, terms: Sequence[Term], rows: BatchRows | None = None) -> None:
         """From now on add factor * dW of each term to the unconditional rows of a layer's output.
 
         ``name`` tells several terms of one layer apart, such as those of the parts of a fused projection.
+        ``rows`` is given where the layer's rows may be others than those of the denoiser.
         """
+        self._rows[layer] = self.rows if rows is None else rows
         wanted = [(factor, delta) for factor, delta in terms if factor]
         named = self._terms.setdefault(layer, {})
         self._sums.pop(layer, None)
@@ -116,6 +138,7 @@ class Branches:
         return sum(delta.bytes() for sums in self._sums.values() for delta in sums)
 
     def _unhook(self, layer: Layer) -> None:
+        self._rows.pop(layer, None)
         self._terms.pop(layer, None)
         self._sums.pop(layer, None)
         handle = self._hooks.pop(layer, None)
@@ -123,7 +146,7 @@ class Branches:
             handle.remove()
 
     def _after_forward(self, layer: Layer, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        ranges = self.rows.of(arguments[0])
+        ranges = self._rows[layer].of(arguments[0])
         if not ranges:
             return output
         sums = self._sums_of(layer, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klora.errors import HostError
-from klora.weights.branch import BatchRows, Branches, RowDelta, summed
+from klora.weights.branch import BatchRows, Branches, RowDelta, ranges_of, summed
 from klora.weights.forms import LowRank, Whole
 
 CHANCE = torch.Generator().manual_seed(4)
@@ -108,6 +109,18 @@ def test_a_batch_that_cannot_be_cut_is_refused() -> None:
         rows.of(normal(3, 6))
     rows.tell(2, [(1, 1)])
     assert rows.of(normal(3, 6)) == ()
+    rows.tell(2, None)
+    with pytest.raises(HostError, match="Negative side to both"):
+        rows.of(normal(2, 6))
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_ranges_of_marked_places(marks: list[bool]) -> None:
+    ranges = ranges_of(marks)
+    inside = [any(start <= place < stop for start, stop in ranges) for place in range(len(marks))]
+    assert inside == marks
+    assert all(start < stop for start, stop in ranges)
+    assert all(stop < start for (_, stop), (start, _) in pairwise(ranges))
 
 
 @pytest.mark.parametrize("is_low_rank", [True, False])

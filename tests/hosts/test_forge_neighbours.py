@@ -32,6 +32,9 @@ COUPLE, BLOCK_WEIGHT = "sd-forge-couple", "sd-webui-lora-block-weight"
 #: What gives the two sides of the guidance different shares.
 SIDES: dict[str, Any] = {**PUBLISHED, "keep": 0.5, "guidance": "content"}
 
+#: Mean difference of pictures that differ by the order of additions alone, of 255.
+SAME = 0.2
+
 #: Two regions side by side, without a background, one line of the prompt for each.
 SIDE_BY_SIDE: list[Any] = [True, False, "Basic", "", "Horizontal", "None", 0.5, [], "off", False, True]
 
@@ -93,6 +96,30 @@ def test_a_fused_pair_in_the_regions_of_forge_couple(
     others = [_side_by_side(beside, loras, None).pixels for loras in (CONTENT, STYLE, CONTENT + STYLE)]
     assert fused.pixels not in others
     assert _side_by_side(beside, CONTENT + STYLE, settings).pixels == fused.pixels
+
+
+@pytest.mark.parametrize("lines", [2, 3, 4])
+@pytest.mark.parametrize("settings", [{}, {**SIDES, "guidance": "none"}], ids=["default", "none"])
+def test_the_negative_side_in_the_regions_of_forge_couple(
+    folder: Path,  # noqa: F811
+    beside: FamilyWebUI,
+    lines: int,
+    settings: dict[str, Any],
+) -> None:
+    """Regions that all say the same make the picture of that prompt, if no row is taken for another."""
+    needs(folder, COUPLE)
+    text, pair = "a red cat", CONTENT + STYLE
+
+    def made(prompt: str, klora: dict[str, Any], is_cut: bool) -> Answer:
+        scripts = {"Forge Couple": {"args": SIDE_BY_SIDE}} if is_cut else {}
+        return beside.txt2img(prompt, klora, width=128, alwayson_scripts=scripts)
+
+    prompt = "\n".join([f"{text} {pair}", *[text] * (lines - 1)])
+    whole, cut = made(f"{text} {pair}", settings, False), made(prompt, settings, True)
+    assert "forge_couple: True" in cut.infotexts[0]
+    assert cut.mean_distance(whole) < SAME
+    both = made(prompt, {**settings, "guidance": "both"}, True)
+    assert both.mean_distance(cut) > 10 * SAME  # so it would be seen
 
 
 def test_weights_of_blocks_count(folder: Path, beside: FamilyWebUI) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from klora.errors import LoraFileError
+from klora.errors import HostError, LoraFileError
 from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import A1111Seam
 from klora.planning import Cast
@@ -386,9 +386,13 @@ def test_the_unconditional_rows_are_those_after_the_conditional_ones(scene: Scen
     seen = []
 
     class Denoiser(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner_model = torch.nn.Sequential(unet)
+
         def forward(self, x: Tensor, sigma: Tensor, cond: Any) -> None:
             for start in range(0, len(x), 2):
-                unet(x[start : start + 2])
+                self.inner_model(x[start : start + 2])
                 seen.append(rows.of(x[start : start + 2]))
 
     denoiser = Denoiser()
@@ -401,6 +405,87 @@ def test_the_unconditional_rows_are_those_after_the_conditional_ones(scene: Scen
     assert calls == [0, 1, 2, 3, 4, 5]
     assert not denoiser._forward_pre_hooks
     assert not unet._forward_pre_hooks
+    assert not denoiser.inner_model._forward_pre_hooks
+    assert not denoiser.inner_model._forward_hooks
+
+
+class TilingModel(torch.nn.Module):
+    """An inner model that cuts pictures into tiles, as Tiled Diffusion makes one of the host's.
+
+    ``together`` tiles go through the UNet in one call, each with all rows; with ``parts`` a tile's rows go
+    one part after another, as where the prompts differ in length.
+    """
+
+    def __init__(self, unet: torch.nn.Module, together: int, parts: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.unet, self.together, self.parts = unet, together, parts
+
+    def forward(self, x: Tensor) -> None:
+        tiles = x.split(1, dim=1)
+        for start in range(0, len(tiles), self.together):
+            batch = torch.cat(tiles[start : start + self.together])
+            for part in batch.split(self.parts or len(batch)):
+                self.unet(part)
+
+
+class Telling(torch.nn.Module):
+    """A UNet whose rows hold 1 where they are unconditional; notes what is told of them, and what is so."""
+
+    def __init__(self, rows: BatchRows) -> None:
+        super().__init__()
+        self.rows, self.seen, self.true = rows, list[list[bool]](), list[list[bool]]()
+
+    def forward(self, x: Tensor) -> None:
+        told = [False] * len(x)
+        for start, stop in self.rows.of(x):
+            told[start:stop] = [True] * (stop - start)
+        self.seen.append(told)
+        self.true.append(x.flatten(1)[:, 0].bool().tolist())
+
+
+class TilingDenoiser(torch.nn.Module):
+    """The host's CFG module with such an inner model, in calls of ``size`` rows."""
+
+    def __init__(self, inner_model: torch.nn.Module, size: int) -> None:
+        super().__init__()
+        self.inner_model, self.size = inner_model, size
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Any) -> None:
+        for rows in x.split(self.size):
+            self.inner_model(rows)
+
+
+@pytest.mark.parametrize(
+    ("together", "parts", "size"),
+    [(1, (), 5), (2, (), 5), (4, (), 5), (3, (), 2), (1, (3, 2), 5), (1, (2, 2, 1), 5), (6, (), 3)],
+)
+def test_rows_of_tiles(together: int, parts: tuple[int, ...], size: int) -> None:
+    """Two pictures, three conditional rows, two that are not; eight tiles."""
+    rows = BatchRows()
+    unet = Telling(rows)
+    denoiser = TilingDenoiser(TilingModel(unet, together, parts), size)
+    x = torch.tensor([0.0, 0, 0, 1, 1]).reshape(5, 1).expand(5, 8)
+    cond = SimpleNamespace(batch=[["a", "b"], ["c"]])
+    with telling_rows(denoiser, lambda: unet, rows, lambda: None, pytest.fail):
+        for _ in range(2):
+            denoiser(x, torch.ones(2), cond=cond)
+    assert len(unet.seen) > 2
+    assert unet.seen == unet.true
+
+
+def test_rows_that_are_no_tiles_are_refused_where_they_matter() -> None:
+    rows = BatchRows()
+    unet = torch.nn.Identity()
+
+    class Odd(torch.nn.Module):
+        def forward(self, x: Tensor) -> None:
+            unet(torch.cat([x, x[:1]]))
+
+    denoiser = TilingDenoiser(Odd(), 2)
+    with telling_rows(denoiser, lambda: unet, rows, lambda: None, pytest.fail):
+        denoiser(torch.zeros(2, 4), torch.ones(1), cond=SimpleNamespace(batch=[["a"]]))
+        with pytest.raises(HostError, match=r"cannot tell which rows.*set Negative side to both"):
+            rows.of(torch.zeros(3, 4))
 
 
 def test_rows_are_told_of_the_model_that_a_refiner_brings() -> None:
@@ -410,6 +495,10 @@ def test_rows_are_told_of_the_model_that_a_refiner_brings() -> None:
         """Switches in the middle of its second call, as the host does."""
 
         current = 0
+
+        @property
+        def inner_model(self) -> torch.nn.Module:
+            return models[self.current]
 
         def update_inner_model(self) -> None:
             self.current = 1

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import klora
 from klora.errors import HostError, KloraError, LoraFileError, PairError
+from klora.planning import forget_scores
 from tests.pipelines.tiny import PIPELINES, STEPS, denoiser_of, flux, picture, sd1, write_lora
 from tests.published import PUBLISHED, published
 
@@ -161,3 +162,28 @@ def test_compiled_and_quantised_pipelines_are_refused(tmp_path: Path) -> None:
     pipe.unet._orig_mod = pipe.unet.conv_in
     with pytest.raises(KloraError, match="compiled"), klora.fuse(pipe, content, style):
         pass
+
+
+def test_scores_that_depend_on_the_weights_follow_them(tmp_path: Path) -> None:
+    """DoRA's dW is another where the layer's weight is, also in the same module at the same address."""
+    pipe, inputs = sd1()
+    model = denoiser_of(pipe)
+    content = write_lora(model, tmp_path / "content.safetensors", 10, rank=4)
+    style = write_lora(model, tmp_path / "style.safetensors", 20, rank=2)
+    tensors = load_file(content)
+    for key in [one for one in tensors if one.endswith("lora_A.weight")]:
+        weight = model.get_submodule(key.split(".", 1)[1].removesuffix(".lora_A.weight")).weight
+        tensors[key.replace("lora_A.weight", "lora_magnitude_vector")] = weight.detach().norm(dim=1)
+    save_file(tensors, content)
+
+    def scores() -> tuple[float, ...]:
+        with klora.fuse(pipe, content, style, published()) as fusion:
+            picture(pipe, inputs)
+        return tuple(fusion.plan().as_json()["content_score"])
+
+    before = scores()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.7)
+    changed = scores()
+    forget_scores()
+    assert changed == scores() != before

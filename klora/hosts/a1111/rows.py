@@ -1,13 +1,14 @@
 """Which rows of A1111's batches belong to the unconditional pass.
 
 Its CFG denoiser puts the conditional rows first, as many for a picture as its prompt has parts joined by AND,
-and the unconditional ones after them. It runs them through the UNet in one call or in several, always in that
-order, and may leave the last ones out.
+and the unconditional ones after them. It gives them to its inner model in one call or in several, always in
+that order, and may leave the last ones out. The inner model runs them through the UNet; extensions that cut
+the picture into tiles do so for each tile, several tiles in one call (Tiled Diffusion).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,12 +16,52 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from klora.hosts.common.stand_in import stand_in
-from klora.weights.branch import BatchRows
+from klora.weights.branch import BatchRows, Ranges, ranges_of
+
+
+class Passes:
+    """How far the CFG denoiser has come in its rows."""
+
+    def __init__(self) -> None:
+        self._conditional, self._done = 0, 0
+        self._given: Sequence[bool] | None = None
+        self._at = 0
+
+    def begin(self, conditional: int) -> None:
+        """The denoiser is called; the first ``conditional`` rows are of the conditional pass."""
+        self._conditional, self._done, self._given = conditional, 0, None
+
+    def give(self, batch: int) -> None:
+        """The inner model is given the next ``batch`` rows."""
+        self._given, self._at = self._next(batch), 0
+
+    def take(self) -> None:
+        """The inner model is done with them."""
+        self._given = None
+
+    def of_forward(self, batch: int) -> Ranges | None:
+        """The unconditional rows of the UNet's next forward; ``None`` if nobody knows.
+
+        They are the rows that the inner model was given, once for each tile, or some of them after another.
+        """
+        if self._given is None:
+            return ranges_of(self._next(batch))
+        size, start = len(self._given), self._at
+        if start + batch > size and (start or batch % size):
+            return None
+        self._at = (start + batch) % size
+        return ranges_of([self._given[(start + place) % size] for place in range(batch)])
+
+    def _next(self, batch: int) -> Sequence[bool]:
+        """Whether each of the next rows is of the unconditional pass."""
+        start = self._done
+        self._done += batch
+        return [place >= self._conditional for place in range(start, start + batch)]
 
 
 @contextmanager
 def telling_rows(
-    denoiser: nn.Module,
+    denoiser: Any,
     unet: Callable[[], nn.Module],
     rows: BatchRows,
     before_forward: Callable[[], None],
@@ -31,40 +72,43 @@ def telling_rows(
     ``before_forward`` is called at the same moments, and ``after_switch`` when a refiner has taken over, from
     when on ``unet`` may be another.
     """
-    conditional, done = 0, 0
-    watch: RemovableHandle | None = None
+    passes, watches = Passes(), list[RemovableHandle]()
 
     def before_denoiser(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        nonlocal conditional, done
         told = keywords["cond"] if "cond" in keywords else arguments[3]
-        conditional, done = sum(len(parts) for parts in told.batch), 0
+        passes.begin(sum(len(parts) for parts in told.batch))
+
+    def before_inner(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        passes.give(len(arguments[0]))
 
     def before_unet(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        nonlocal done
-        batch = int((arguments[0] if arguments else keywords["x"]).shape[0])
-        rows.tell(batch, ((max(0, conditional - done), batch),))
-        done += batch
+        batch = len(arguments[0] if arguments else keywords["x"])
+        rows.tell(batch, passes.of_forward(batch))
         before_forward()
 
-    def watch_over_unet() -> None:
-        nonlocal watch
-        if watch is not None:
-            watch.remove()
-        watch = unet().register_forward_pre_hook(before_unet, with_kwargs=True)
+    def unwatch() -> None:
+        while watches:
+            watches.pop().remove()
+
+    def watch() -> None:
+        unwatch()
+        inner = denoiser.inner_model
+        watches.append(inner.register_forward_pre_hook(before_inner))
+        watches.append(inner.register_forward_hook(lambda *_: passes.take()))
+        watches.append(unet().register_forward_pre_hook(before_unet, with_kwargs=True))
 
     def switched() -> None:
         after_switch()
-        watch_over_unet()
+        watch()
 
     handle = denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True)
     try:
-        watch_over_unet()
+        watch()
         with _telling_of_switches(denoiser, switched):
             yield
     finally:
         handle.remove()
-        if watch is not None:
-            watch.remove()
+        unwatch()
 
 
 def _telling_of_switches(denoiser: Any, switched: Callable[[], None]) -> AbstractContextManager[None]:

@@ -115,10 +115,11 @@ class PipelineSeam:
         return _parameter(self._modules[layer]) if original is None else original
 
     def score_key(self) -> Hashable:
-        """Both files by content and weight; the denoiser too, whose weights some LoRA types depend on."""
+        """Both files by content and weight; the weights too that some LoRA types depend on."""
         files = tuple((str(one.file.path), one.file.identity, one.weight) for one in self._files[:2])
-        needs_base = any(layer.needs_base for layers in self._layers[:2] for layer in layers.values())
-        return (*files, id(denoiser_of(self._pipe)) if needs_base else None)
+        pair = self._layers[:2]
+        based = {name for layers in pair for name, layer in layers.items() if layer.needs_base}
+        return (*files, *(_summary(self._base(name)) for name in sorted(based)))
 
     @contextmanager
     def withheld(self, layers: Sequence[str]) -> Iterator[None]:
@@ -274,3 +275,11 @@ def _parameter(module: nn.Module) -> nn.Parameter:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight
+
+
+def _summary(weight: Tensor) -> tuple[int, float, float]:
+    """Two numbers of a weight that change with it, and its size: enough to tell checkpoints apart."""
+    with torch.no_grad():
+        total = weight.sum(dtype=torch.float32)
+        norm = torch.linalg.vector_norm(weight, dtype=torch.float32)
+    return weight.numel(), float(total), float(norm)

@@ -230,11 +230,13 @@ class FamilySeam:
             self._watch.remove()
             self._watch = None
 
-    def _before_forward(self, _module: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    def _before_forward(
+        self, _module: Any, arguments: Sequence[Any], keywords: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
         if self._failed is not None:
             raise self._failed
         if self._denoiser.was_loaded():
             self._in_place = {}
             self._put(self._regions.decided())
             self._branch(self._regions.shares)
-        self._branches.tell_rows(arguments, keywords)
+        return arguments, self._branches.tell_rows(arguments, keywords)

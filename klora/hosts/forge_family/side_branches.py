@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 
-from klora.errors import HostError
 from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.hosts.forge_family.deltas import Deltas
 from klora.hosts.forge_family.denoiser import PatchedDenoiser
 from klora.hosts.forge_family.layers import ChangedLayer
 from klora.hosts.forge_family.reading import state_of
+from klora.hosts.forge_family.rows import AttentionRows
 from klora.schedule import LayerShares
 from klora.weights.branch import Branches, Layer, RowDelta, Term
 from klora.weights.file_forms import fitted, form_of
 from klora.weights.forms import Form, Whole, dtype_to_keep
-
-#: How the host marks a piece of the batch that belongs to the unconditional pass.
-_UNCONDITIONAL = 1
 
 #: LoRAs whose factors, times what the host makes of them, are kept from one picture to the next.
 MOST_KEPT = 2
@@ -39,6 +36,7 @@ class SideBranches:
         self._on_disk = on_disk
         self._paths = paths
         self._branches = Branches()
+        self._rows = AttentionRows(self._branches.rows)
         self._in_use: set[str] = set()
 
     def put(self, layer: ChangedLayer, shares: LayerShares) -> None:
@@ -52,7 +50,7 @@ class SideBranches:
             return
         # Some of the hosts' linears are no nn.Linear, but all are called like one.
         module = cast("Layer", self._denoiser.unet.model.get_submodule(layer.module))
-        self._branches.put(module, name, terms)
+        self._branches.put(module, name, terms, self._rows.of(layer.module))
         (self._in_use.add if terms else self._in_use.discard)(name)
 
     def _terms(self, layer: ChangedLayer, weight: str, shares: LayerShares) -> Sequence[Term]:
@@ -84,23 +82,15 @@ class SideBranches:
         delta = Whole(one - other).to(storage, dtype_to_keep(self._denoiser.clean(weight)))
         return RowDelta(delta, torch.stack(biases).sum(0).to(storage) if biases else None, layer.rows)
 
-    def tell_rows(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
-        """Before a forward of the denoiser with these arguments: which of its rows are unconditional.
+    def tell_rows(self, arguments: Sequence[Any], keywords: dict[str, Any]) -> dict[str, Any]:
+        """Before a forward of the denoiser with these arguments: which of its rows are unconditional. Returns
+        the keywords with which it is to go on.
 
         Raises `HostError` if there is a branch and nobody knows.
         """
         if not self._in_use:
-            return
-        marks = (keywords.get("transformer_options") or {}).get("cond_or_uncond")
-        batch = int((arguments[0] if arguments else keywords["x"]).shape[0])
-        if not marks or batch % len(marks):
-            raise HostError(
-                "K-LoRA cannot tell which rows of this batch belong to the negative side of the guidance, "
-                "because the WebUI does not say it to the model; set Negative side to both."
-            )
-        size = batch // len(marks)
-        starts = [piece * size for piece, mark in enumerate(marks) if mark == _UNCONDITIONAL]
-        self._branches.rows.tell(batch, [(start, start + size) for start in starts])
+            return keywords
+        return self._rows.tell(len(arguments[0] if arguments else keywords["x"]), keywords)
 
     def clear(self) -> None:
         """Take every branch off."""
