@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,10 @@ _seen: dict[str, Identity] = {}
 _READERS = ("load_lora_state_dict", "load_torch_file")
 
 _CONDS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+
+#: What the host's activation writes on a job beside loading: the tag of its option "Add network to prompt",
+#: and the hashes for the infotext.
+_WRITTEN = ("all_prompts", "lora_hashes", "extra_generation_params")
 
 
 def read_again(
@@ -135,7 +140,8 @@ def _activate(
 def activate_again(p: Any, is_hires: bool) -> None:
     """Let the host load the LoRAs of a prompt once more, past its cache of unchanged tags.
 
-    Raises an error that names the LoRA if it cannot; the host then loads them afresh for the next picture.
+    What its own activation has written on the job stays as that has left it. Raises an error that names the
+    LoRA if it cannot; the host then loads them afresh for the next picture.
     """
     from modules import extra_networks
 
@@ -143,7 +149,8 @@ def activate_again(p: Any, is_hires: bool) -> None:
     lora = extra_networks.extra_network_registry["lora"]
     p.sd_model.current_lora_hash = ""
     try:
-        read_again_by_host(_names(tags), lambda: lora.activate(p, tags))
+        with _kept_as_written(p):
+            read_again_by_host(_names(tags), lambda: lora.activate(p, tags))
     except KloraError:
         _seen.clear()
         p.sd_model.current_lora_hash = ""
@@ -156,9 +163,34 @@ def tagged_names(p: Any, is_hires: bool) -> list[str]:
 
 
 def _tags(p: Any, is_hires: bool) -> list[Any]:
+    """The tags that the host activates as LoRAs: all words that it takes for ``lora``, in one list.
+
+    The list is new, because the host adds to it what its option "Add network to prompt" names.
+    """
+    from modules import extra_networks
+
     data = getattr(p, "hr_extra_network_data", None) if is_hires else None
-    tags: list[Any] = (p.extra_network_data if data is None else data)["lora"]
-    return tags
+    parsed = p.extra_network_data if data is None else data
+    look_up = getattr(extra_networks, "lookup_extra_networks", None)
+    if look_up is None:
+        return list(parsed.get("lora", ()))
+    return list(look_up(parsed).get(extra_networks.extra_network_registry["lora"], ()))
+
+
+@contextmanager
+def _kept_as_written(p: Any) -> Iterator[None]:
+    """Let an activation write on copies while inside, so that none of it is on the job twice."""
+    before = {name: getattr(p, name) for name in _WRITTEN if hasattr(p, name)}
+    for name, value in before.items():
+        setattr(p, name, copy(value))
+    try:
+        yield
+    finally:
+        for name in _WRITTEN:
+            if name in before:
+                setattr(p, name, before[name])
+            elif hasattr(p, name):
+                delattr(p, name)
 
 
 def _names(tags: Iterable[Any]) -> list[str]:

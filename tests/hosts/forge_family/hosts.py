@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from klora.hosts.forge import ForgeHost
 from klora.hosts.forge_family.host import FamilyHost
 from klora.hosts.model_patcher import ModelPatcherHost
+from tests.hosts.forge_family import extra_networks
 from tests.hosts.forge_family.model import FUSED, MATRICES, NORM, WIDTH, HostLayer, Lora, Model
 from tests.webui.conftest import FakeEntry, fake_networks
 
@@ -376,7 +377,8 @@ class FakeWebUI:
         self.merging = Merging(in_place=kind.host != FORGE)
         self.networks: Any = fake_networks(*(FakeEntry(one.name, one.name, one.path, "ab") for one in loras))
         self.read_from_disk: list[str] = []
-        self.options = SimpleNamespace()
+        self.options = extra_networks.options()
+        self.lora = extra_networks.ExtraNetworkLora(self.networks, self.options, self._load_networks)
         self.unloading: list[Callable[[], None]] = []
         self.job_in_progress: Any = None
         self._install(monkeypatch)
@@ -425,10 +427,14 @@ class FakeWebUI:
         return p
 
     def activate(self, p: Any, tags: Any) -> None:
-        """As the host's Lora extension: nothing happens if the tags are what they were."""
+        """As the host does for the tags of a prompt."""
+        self.lora.activate(p, tags)
+
+    def _load_networks(self, names: Sequence[str], weights: Sequence[float]) -> None:
+        """Nothing happens if names and weights are what they were."""
         model = self.sd_model
         known = self.networks.available_networks
-        targets = [(known[one.positional[0]].filename, one.positional[1]) for one in tags]
+        targets = [(known[name].filename, weight) for name, weight in zip(names, weights, strict=True)]
         if model.current_lora_hash != str(targets):
             model.current_lora_hash = str(targets)
             unet = model.forge_objects_original.unet
@@ -471,11 +477,11 @@ class FakeWebUI:
         return {name: value.detach().clone() for name, value in self.model.named_parameters()}
 
     def _install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        registry = {"lora": SimpleNamespace(activate=self.activate)}
-        parts: dict[str, Any] = {
+        words = ("lyco",) if self.kind.host == REFORGE else ()
+        parts: dict[str, Mapping[str, Any]] = {
             "modules": {},
             "modules.shared": {"opts": self.options},
-            "modules.extra_networks": {"extra_network_registry": registry},
+            "modules.extra_networks": extra_networks.members(self.lora, words),
             "modules.script_callbacks": {"on_script_unloaded": self.unloading.append},
         }
         if self.kind.host == REFORGE:
