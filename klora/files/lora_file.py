@@ -101,6 +101,17 @@ class LoraFile:
         return tuple(sorted({dtype for one in self.all_layers for dtype in one.dtypes}))
 
     @cached_property
+    def parts(self) -> Mapping[str, LoraLayer]:
+        """The denoiser's layers with every fused projection taken apart, by canonical name.
+
+        A part that was not trained, which a fused layer cannot do without, is left out: so the plan is the
+        same whether a LoRA is stored fused or split. To tell one, the fused layers are read, when first asked
+        for; raises as `LoraLayer.tensor` does.
+        """
+        found = (part for layer in self.layers.values() for part in layer.parts())
+        return {part.name: part for part in found if not part.is_absent}
+
+    @cached_property
     def _hashes(self) -> tuple[str, str]:
         return self.container.hashes()
 

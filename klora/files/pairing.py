@@ -21,13 +21,8 @@ class PairedLayer:
 
 
 def split_layers(file: LoraFile) -> dict[str, LoraLayer]:
-    """The denoiser's layers with every fused projection taken apart, by canonical name.
-
-    A part that was not trained, which a fused layer cannot do without, is left out: so the plan is the same
-    whether a LoRA is stored fused or split.
-    """
-    parts = (part for layer in file.layers.values() for part in layer.parts())
-    return {part.name: part for part in parts if not part.is_absent}
+    """The layers of a file as `LoraFile.parts` has them, in a table of the caller's own."""
+    return dict(file.parts)
 
 
 def pair_layers(content: LoraFile, style: LoraFile) -> list[PairedLayer]:

@@ -113,13 +113,5 @@ def test_an_obstacle_is_a_sentence_and_no_plan(
     assert "plan" not in answer
 
 
-def test_a_file_is_read_again_only_when_it_has_changed(on_disk: FakeHost, tmp_path: Path) -> None:
-    path = str(tmp_path / "fox.safetensors")
-    first = live_plan.read_kept(path)
-    assert live_plan.read_kept(path) is first
-    write_lora(Path(path), rank=4)
-    assert live_plan.read_kept(path).ranks == (4, 4)
-
-
 def test_progress_is_nothing_while_nothing_is_scored() -> None:
     assert json.loads(live_plan.progress()) == [0, 0]

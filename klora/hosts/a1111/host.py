@@ -64,7 +64,7 @@ class A1111Host:
         if _touches_denoiser(network):
             return False
         on_disk = network.network_on_disk
-        return checked_base_model(on_disk.filename, on_disk.name) in ("unknown", loaded_family(p.sd_model))
+        return checked_base_model(on_disk.filename) in ("unknown", loaded_family(p.sd_model))
 
     def seam(self, p: Any, names: Sequence[str]) -> A1111Seam:
         """The seam for a cast, by name; raises `PairError` if a LoRA is not loaded or does not fit."""

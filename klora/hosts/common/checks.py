@@ -7,8 +7,9 @@ from pathlib import PurePath
 from typing import Any
 
 from klora.errors import LoraFileError, PairError
-from klora.files import Identity, UnknownDialectError, is_attention, read_lora, split_layers
+from klora.files import Identity, UnknownDialectError, is_attention, split_layers
 from klora.files.models import MODELS, BaseModel
+from klora.hosts.common.kept_files import read_kept
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CheckedFile:
 _checked: dict[str, tuple[Identity, CheckedFile]] = {}
 
 
-def checked_file(path: str, name: str) -> CheckedFile:
+def checked_file(path: str) -> CheckedFile:
     """What a LoRA file is.
 
     Raises `LoraFileError` naming layer and defect if the file is damaged or holds NaN. A dialect that only
@@ -40,7 +41,7 @@ def checked_file(path: str, name: str) -> CheckedFile:
         return CheckedFile()  # the host says it better: it looks for the name in more than one place
     if path not in _checked or _checked[path][0] != state:
         try:
-            file = read_lora(path, name=name)
+            file = read_kept(path)
         except UnknownDialectError:
             return CheckedFile()
         file.verify()
@@ -49,9 +50,9 @@ def checked_file(path: str, name: str) -> CheckedFile:
     return _checked[path][1]
 
 
-def checked_base_model(path: str, name: str) -> str:
+def checked_base_model(path: str) -> str:
     """The base model that a LoRA file is for, as `checked_file` has it."""
-    return checked_file(path, name).base_model
+    return checked_file(path).base_model
 
 
 def loaded_family(model: Any) -> str:
@@ -77,7 +78,7 @@ def _loaded(model: Any) -> BaseModel | None:
 
 def check_base_model(model: Any, path: str, name: str) -> None:
     """Raise `PairError` if the LoRA file at ``path`` is made for another family than the loaded model's."""
-    made_for = checked_base_model(path, name)
+    made_for = checked_base_model(path)
     if made_for != "unknown" and not takes(model, made_for):
         here = loaded_family(model)
         raise PairError(

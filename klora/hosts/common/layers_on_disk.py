@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from klora.errors import LoraFileError
-from klora.files import LoraLayer, read_lora, split_layers
+from klora.files import LoraLayer, split_layers
+from klora.hosts.common.kept_files import read_kept
 from klora.scores import ENERGY_SHARE
 
 
@@ -33,9 +34,9 @@ class LayersOnDisk:
         return [_read(path) for path in self._paths]
 
 
-def _read(path: str) -> dict[str, LoraLayer]:
+def _read(path: str) -> Mapping[str, LoraLayer]:
     """The layers of a file, fused ones taken apart."""
     try:
-        return split_layers(read_lora(path))
+        return split_layers(read_kept(path))
     except LoraFileError:  # what is unsound was refused before
         return {}

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from klora.errors import LoraFileError
-from klora.files import LoraLayer, host_layer_to_canonical, in_forward_order, is_attention, read_lora
+from klora.files import LoraLayer, host_layer_to_canonical, in_forward_order, is_attention
 from klora.files import split_layers as split
 from klora.files.canonical import Part, parts_of
+from klora.hosts.common.kept_files import read_kept
 from klora.hosts.forge_family.storage import shape_of
 from klora.planning import LayerView
 
@@ -92,7 +93,7 @@ def changed_layers(
 
 def _known(path: str) -> _KnownFile | None:
     try:
-        file = read_lora(path)
+        file = read_kept(path)
     except LoraFileError:
         return None  # what is unsound was refused before; what is left only the host can read
     return _KnownFile(file.base_model, split(file), file.left_to_host)

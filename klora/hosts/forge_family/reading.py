@@ -90,7 +90,7 @@ def _is_missed(model: Any, lora: KnownLora, touched: Collection[str] | None) -> 
     family = loaded_family(model)
     if touched is not None and any(_is_attention(name, family) for name in touched):
         return False
-    file = checked_file(lora.path, lora.name)
+    file = checked_file(lora.path)
     return takes(model, file.base_model) and (touched is None or file.has_attention)
 
 

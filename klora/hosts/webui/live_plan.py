@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 from klora.errors import KloraError, PairError
-from klora.files import Identity, LoraFile, read_lora
+from klora.files import LoraFile
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
+from klora.hosts.common.kept_files import read_kept
 from klora.hosts.webui import pair_tags, preset_shelf, roles, windows
 from klora.hosts.webui.plan_data import plan_data
 from klora.planning import Cast, FilePair, LayerView, Member, make_planner, rewritten
@@ -22,7 +22,6 @@ from klora.settings import Settings
 MOST_STEPS = 1000
 _MOST_KEPT = 8
 
-_files: OrderedDict[tuple[str, Identity], LoraFile] = OrderedDict()
 #: Two tabs that ask for one new pair score it once.
 _one_at_a_time = Lock()
 _progress = (0, 0)
@@ -43,20 +42,6 @@ def answer(page: str, *arguments: Any) -> str:
 def progress() -> str:
     """How far the scoring of a new pair is, as JSON: done and all, 0 and 0 if none is being scored."""
     return json.dumps(_progress)
-
-
-def read_kept(path: str) -> LoraFile:
-    """The LoRA file at ``path``, read again only if it has changed; raises `LoraFileError`."""
-    try:
-        key = (path, Identity.at(path))
-    except OSError:
-        return read_lora(path)  # says what is wrong with it
-    if key not in _files:
-        _files[key] = read_lora(path)
-        while len(_files) > _MOST_KEPT:
-            _files.popitem(last=False)
-    _files.move_to_end(key)
-    return _files[key]
 
 
 def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ from klora.errors import KloraError
 from klora.hosts.common import library
 from klora.hosts.common.boundary import attempted
 from klora.hosts.common.checks import check_base_model
-from klora.hosts.webui.live_plan import known, read_kept
+from klora.hosts.common.kept_files import read_kept
+from klora.hosts.webui.live_plan import known
 
 MOST_TRIGGER_WORDS = 8
 

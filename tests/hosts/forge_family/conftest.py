@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from klora.hosts.common import kept_files
 from klora.hosts.forge_family import reading, side_branches
 from klora.planning import forget_scores
 from tests.hosts.forge_family.hosts import KINDS, FakeWebUI, Kind
@@ -33,7 +34,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture
 def webui(kind: Kind, loras: list[Lora], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWebUI]:
     """The host. Nothing is kept from one test to the next."""
-    for kept in (side_branches._kept, reading._seen):
+    for kept in (side_branches._kept, reading._seen, kept_files._files):
         kept.clear()
     forget_scores()
     yield FakeWebUI(kind, monkeypatch, loras)

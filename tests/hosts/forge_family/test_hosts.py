@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from klora.errors import HostError, KloraError, LoraFileError, PairError
+from klora.files.container import Container
 from klora.hosts.common import library
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
 from klora.hosts.common.rewriting import RewrittenLora
@@ -154,6 +155,19 @@ def test_a_dialect_that_the_host_cannot_read(webui: FakeWebUI, loras: list[Lora]
         )
         assert webui.sd_model.current_lora_hash.endswith("(read by K-LoRA)")
     assert torch.equal(webui.own_picture(given, fox=1.0), base)
+
+
+@plain
+def test_the_next_pass_of_a_pair_reads_nothing_of_its_files(
+    webui: FakeWebUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sampling(webui, ("fox", "ink")) as seam:
+        known = [(view.name, view.ranks) for view in seam.layers()]
+    monkeypatch.delattr(Container, "_bytes_between")
+    with sampling(webui, ("fox", "ink")) as seam:
+        assert [(view.name, view.ranks) for view in seam.layers()] == known
+        seam.apply(everywhere(seam, 1.0, 0.0))
+        webui.run(batch())
 
 
 _BLOCK = "double_blocks.0"

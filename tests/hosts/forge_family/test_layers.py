@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from klora.files.container import Container
 from klora.hosts.forge_family import changed_layers
 from klora.hosts.forge_family.regions import Region, Regions, assembled
 from klora.schedule import LayerShares
@@ -40,6 +44,38 @@ def test_a_file_for_parts_of_a_fused_projection_changes_these_alone(tmp_path: Pa
     assert layers[K].view.ranks == {0: 2}
     assert layers[V].rows == ((2 * WIDTH, 3 * WIDTH),)
     assert [name for name in (Q, K, V) if layers[name].view.is_shared] == [Q, V]
+
+
+def test_a_fused_file_is_read_for_the_first_pass_and_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fox = make_lora(tmp_path, "fox", 1)
+    reads = 0
+    read = Container._bytes_between
+
+    def counted(self: Container, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
+        nonlocal reads
+        reads += 1
+        return read(self, spans)
+
+    monkeypatch.setattr(Container, "_bytes_between", counted)
+
+    def ranks() -> list[int | None]:
+        layers = changed_layers(Model(), (fox.path,), (fox.deltas(),), "SD1")
+        return [layers[name].view.ranks[0] for name in (Q, K, V) if name in layers]
+
+    assert ranks() == [2, 2, 2]
+    assert reads
+    reads = 0
+    assert ranks() == [2, 2, 2]
+    assert not reads
+    tensors = load_file(fox.path)
+    tensors[f"diffusion_model.{FUSED}.lora_B.weight"][:WIDTH] = 0  # of the same size
+    tensors[f"diffusion_model.{FUSED}.lora_B.weight"][-WIDTH:, 0] = 0
+    save_file(tensors, fox.path)
+    os.utime(fox.path, (1, 1))
+    assert ranks() == [2, 1]
+    assert reads
 
 
 def test_a_type_without_an_amount_is_changed_but_no_contest(tmp_path: Path) -> None:
