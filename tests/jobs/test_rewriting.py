@@ -82,11 +82,11 @@ def test_a_network_is_exchanged_in_the_list_and_left_as_it_is(monkeypatch: pytes
         return SimpleNamespace(name=name, network_on_disk=on_disk, tensors=read)
 
     moss, fox, ink = (network(name) for name in ("moss", "fox", "ink"))
-    networks: Any = SimpleNamespace(loaded_networks=[moss, fox, ink], load_network=load_network)
+    networks: Any = SimpleNamespace(loaded_networks=[moss, fox, ink, fox], load_network=load_network)
     before = dict(vars(fox))
     exchange(networks, fox, RewrittenLora({"from": torch.ones(1)}, "NP-LoRA 0123"))
     again = networks.loaded_networks[1]
-    assert networks.loaded_networks == [moss, again, ink]
+    assert networks.loaded_networks == [moss, again, ink, again]  # the tag of fox stands twice
     assert again.name == "fox (NP-LoRA 0123)"
     assert again.tensors == {"from": torch.ones(1)}
     assert (again.te_multiplier, again.unet_multiplier, again.mentioned_name) == (0.5, 0.7, "fox")

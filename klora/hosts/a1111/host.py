@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -46,10 +46,11 @@ class A1111Host:
         """The host has loaded its LoRAs: exchange those that are ``rewritten``, and read those of ``names``
         that it found nothing in.
         """
-        replaced = [one for one in _networks().loaded_networks if one.network_on_disk.name in rewritten]
+        loaded = _once(_networks().loaded_networks)
+        replaced = [one for one in loaded if one.network_on_disk.name in rewritten]
         unread = [
             one
-            for one in _networks().loaded_networks
+            for one in loaded
             if one not in replaced and one.network_on_disk.name in names and self._is_for_us_to_read(p, one)
         ]
         for network in (*replaced, *unread):  # before anything is changed
@@ -119,6 +120,11 @@ class A1111Host:
 
 def _networks() -> Any:
     return importlib.import_module("networks")
+
+
+def _once(networks: Iterable[Any]) -> list[Any]:
+    """Each network once, as often as its tag may stand in a prompt."""
+    return list({id(network): network for network in networks}.values())
 
 
 def _touches_denoiser(network: Any) -> bool:

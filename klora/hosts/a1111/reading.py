@@ -23,32 +23,35 @@ from klora.hosts.common.stand_in import stand_in
 _NAMED = "klora_named"
 
 
-def fill_in(networks: Any, network: Any) -> None:
-    """Give a loaded network without any matched layer the layers of its file; raises `LoraFileError`.
+def fill_in(networks: Any, network: Any) -> Any:
+    """Put a network with the layers of its file in the place of a loaded one without any; returns it.
 
-    The network gets a name of its own, so that the host does not take layers that it "merged" when the
-    network was empty for merged, and reads the file afresh as soon as K-LoRA does not ask for it.
+    Raises `LoraFileError`.
     """
     on_disk = network.network_on_disk
-    again = _loaded(networks, network, state_dict_in(read_lora(on_disk.filename, name=on_disk.name), "kohya"))
-    for module in again.modules.values():
-        module.network = network  # that is where modules look up their multiplier
-    network.modules = again.modules
-    _name(network, f"{network.name} (read by K-LoRA)", "")
+    tensors = state_dict_in(read_lora(on_disk.filename, name=on_disk.name), "kohya")
+    return _replaced(networks, network, tensors, "read by K-LoRA", "")
 
 
-def exchange(networks: Any, network: Any, rewritten: RewrittenLora) -> None:
-    """Put a network of other numbers in the place of a loaded one, until the host loads its list again.
+def exchange(networks: Any, network: Any, rewritten: RewrittenLora) -> Any:
+    """Put a network of other numbers in the place of a loaded one; returns it. Raises `LoraFileError`."""
+    return _replaced(networks, network, rewritten.tensors, rewritten.mark, rewritten.mark)
+
+
+def _replaced(networks: Any, network: Any, tensors: Mapping[str, Tensor], why: str, mark: str) -> Any:
+    """Until the host loads its list again, let a network of ``tensors`` stand wherever ``network`` does: once
+    for each of its tags.
 
     The host's own, which it may keep in memory, stays as it is. The new one has a name of its own, which the
     host compares to see what is merged.
     """
-    again = _loaded(networks, network, rewritten.tensors)
+    again = _loaded(networks, network, tensors)
     for name in ("te_multiplier", "unet_multiplier", "dyn_dim", "mentioned_name", "bundle_embeddings"):
         setattr(again, name, getattr(network, name))
-    _name(again, f"{network.name} ({rewritten.mark})", rewritten.mark)
-    place = next(place for place, one in enumerate(networks.loaded_networks) if one is network)
-    networks.loaded_networks[place] = again
+    _name(again, f"{network.name} ({why})", mark)
+    listed = networks.loaded_networks
+    listed[:] = [again if one is network else one for one in listed]
+    return again
 
 
 def mark_of(network: Any) -> str | None:
