@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from klora.hosts.a1111.texts import keep_own_texts
 from klora.hosts.webui.roles import tags_in
 from tests.jobs.fake_webui import Webui
 from tests.jobs.fakes import (
@@ -149,6 +151,62 @@ def webui_of_files(webui: Webui, a1111: Any, tmp_path: Path) -> Host:
         entry.filename = str(tmp_path / f"{entry.name}.safetensors")
         write_peft(Path(entry.filename), seed)
     return Host(a1111, webui.script)
+
+
+@pytest.mark.parametrize("first", ["ticked", "unticked"])
+def test_texts_of_jobs_with_and_without_k_lora_are_kept_apart(webui_of_files: Host, first: str) -> None:
+    """The host keeps a text by its tags, which do not say who read the file of a LoRA."""
+    host = webui_of_files
+    expected = {"ticked": host.expected(TEXT, "fox", "ink"), "unticked": host.expected(TEXT)}
+    for kind in (first, *({"ticked", "unticked"} - {first}), first):
+        found = host.picture(BOTH, PUBLISHED if kind == "ticked" else False)
+        torch.testing.assert_close(found, expected[kind])
+
+
+def test_texts_of_two_batches_of_which_one_is_left_to_the_host(webui_of_files: Host) -> None:
+    """Both have one prompt by the time that the host encodes it: K-LoRA takes its tag out."""
+    host = webui_of_files
+    p = host.begun(f"{BOTH}<klora:fox:ink>", False)
+    torch.testing.assert_close(host.batch_of(p), host.expected(TEXT, "fox", "ink"))
+    assert p.prompts == [BOTH, BOTH]
+    p.prompts = [BOTH, BOTH]
+    torch.testing.assert_close(host.batch_of(p), host.expected(TEXT))
+
+
+def test_the_text_of_two_equal_batches_is_encoded_once(webui_of_files: Host) -> None:
+    host = webui_of_files
+    p = host.begun(BOTH, PUBLISHED)
+    for _ in range(2):
+        torch.testing.assert_close(host.batch_of(p), host.expected(TEXT, "fox", "ink"))
+    assert host.encoded == 1
+
+
+def test_texts_are_the_host_s_to_keep_where_no_file_changes_them(webui_of_files: Host) -> None:
+    host = webui_of_files
+    for seed, name in enumerate(("fox", "ink")):
+        write_peft(Path(host.networks.available_networks[name].filename), seed, ATTENTION[:2])
+    for arguments in ((PUBLISHED,), (False,), (PUBLISHED,)):
+        torch.testing.assert_close(host.picture(BOTH, *arguments), host.expected(TEXT))
+    assert host.encoded == 1
+
+
+@pytest.mark.parametrize(
+    "kept", [("cached_c", "cached_uc"), ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")]
+)
+def test_what_all_jobs_share_is_left_to_the_others(a1111: Any, kept: tuple[str, ...]) -> None:
+    """A job of img2img has no caches of a hires pass."""
+    shared = {name: ["asked", "answer"] for name in kept}
+    p = SimpleNamespace(**shared)
+    keep_own_texts(p)
+    own = dict(vars(p))
+    keep_own_texts(p)
+    assert vars(p) == own
+    assert vars(p).keys() == shared.keys()
+    for name, before in shared.items():
+        assert list(own[name]) == [None, None]
+        own[name][1], own[name][0] = "mine", "asked by me"
+        assert (own[name][0], own[name][1]) == ("asked by me", "mine")
+        assert before == ["asked", "answer"]
 
 
 def test_networks_that_the_host_keeps_in_memory_stay_as_it_read_them(webui_of_files: Host) -> None:

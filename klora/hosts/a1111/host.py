@@ -12,6 +12,7 @@ from klora.errors import PairError
 from klora.hosts.a1111.reading import exchange, fill_in
 from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
+from klora.hosts.a1111.texts import keep_own_texts
 from klora.hosts.common.block_weight import check_untouched
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family
 from klora.hosts.common.protocol import NOTHING_REWRITTEN
@@ -56,9 +57,9 @@ class A1111Host:
         for network in (*replaced, *unread):  # before anything is changed
             check_untouched(p, network.mentioned_name, is_hires)
         for network in replaced:
-            exchange(_networks(), network, rewritten[network.network_on_disk.name])
+            _watch_texts(p, network, exchange(_networks(), network, rewritten[network.network_on_disk.name]))
         for network in unread:
-            fill_in(_networks(), network)
+            _watch_texts(p, network, fill_in(_networks(), network))
 
     def _is_for_us_to_read(self, p: Any, network: Any) -> bool:
         """Whether the host found nothing in a LoRA that may be for the loaded checkpoint."""
@@ -125,6 +126,12 @@ def _networks() -> Any:
 def _once(networks: Iterable[Any]) -> list[Any]:
     """Each network once, as often as its tag may stand in a prompt."""
     return list({id(network): network for network in networks}.values())
+
+
+def _watch_texts(p: Any, *networks: Any) -> None:
+    """If a network or another in its place changes the text encoder, ``p`` keeps texts of its own."""
+    if not all(layer.startswith(DENOISER) for network in networks for layer in network.modules):
+        keep_own_texts(p)
 
 
 def _touches_denoiser(network: Any) -> bool:
