@@ -31,6 +31,10 @@ IN_FORWARD_ORDER = (*CANONICAL, TEXT)
 SIZE = 6
 
 
+class QkvLinear(nn.Linear):
+    """A fused q, k and v of SD3. The class name is the host's."""
+
+
 class NetworkModuleLora:
     """What the host parsed for one layer of one LoRA. The class name is the host's."""
 
@@ -186,6 +190,11 @@ def install(networks: ModuleType | Any) -> None:
         for one in networks.loaded_networks:
             if name in one.modules:
                 layer.weight.data += one.modules[name].calc_updown(layer.weight)[0]
+                continue
+            parts = [one.modules.get(f"{name}_{letter}_proj") for letter in "qkv"]
+            if isinstance(layer, QkvLinear) and all(parts):
+                rows = zip(parts, layer.weight.chunk(3, 0), strict=True)
+                layer.weight.data += torch.vstack([part.calc_updown(weight)[0] for part, weight in rows])
         networks.merges[name] += 1
         layer.network_current_names = wanted
 

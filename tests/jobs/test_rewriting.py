@@ -73,6 +73,7 @@ def network(name: str, **more: Any) -> Any:
 def test_a_network_is_exchanged_in_the_list_and_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     models: Any = ModuleType("modules.sd_models")
     models.read_state_dict = lambda _path: {"from": "disk"}
+    models.model_data = SimpleNamespace(sd_model=None)
     monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
     monkeypatch.setitem(sys.modules, "modules.sd_models", models)
     monkeypatch.setattr(sys.modules["modules"], "sd_models", models, raising=False)

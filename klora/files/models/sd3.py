@@ -64,7 +64,7 @@ MODEL = BaseModel(
     words=("sd3", "stable-diffusion-v3", "stable-diffusion-3", "sd 3"),
     attributes=("is_sd3",),
     configurations=("SD3", "SD35"),
-    hosts=("A1111", "Forge", "diffusers"),
+    hosts=("A1111", "Forge", "diffusers"),  # A1111's Lora extension reads a part of them: docs/files.md
     yields_to=("Flux",),
     text_encoders={
         "text_encoder": "lora_te1_",

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from klora.errors import PairError
+from klora.hosts.a1111.modules import DENOISER
 from klora.hosts.a1111.reading import exchange, fill_in
 from klora.hosts.a1111.rows import telling_rows
-from klora.hosts.a1111.seam import DENOISER, READERS, A1111Seam
+from klora.hosts.a1111.seam import READERS, A1111Seam
 from klora.hosts.a1111.texts import keep_own_texts
 from klora.hosts.common.block_weight import check_untouched
 from klora.hosts.common.checks import check_base_model, checked_base_model, loaded_family

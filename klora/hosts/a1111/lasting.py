@@ -11,17 +11,16 @@ from klora.hosts.a1111.reading import mark_of
 from klora.planning import content_hash
 
 
-def networks_key(pair: Iterable[Any], contested: Iterable[str]) -> Sequence[object] | None:
+def networks_key(pair: Iterable[Any], contested: Iterable[Any]) -> Sequence[object] | None:
     """Plain data that tells two networks by what their files hold, and how strongly they are applied.
 
-    ``contested`` are the layers, by the host's names, that both change. ``None`` where a dW depends on the
+    ``contested`` are the modules of both for the layers that both change. ``None`` where a dW depends on the
     checkpoint's weight, as DoRA's does, or another extension may have changed the numbers. Raises
     `LoraFileError` if a file is gone.
     """
-    pair, contested = tuple(pair), tuple(contested)
+    pair = tuple(pair)
     marks = [mark_of(network) for network in pair]
-    modules = [network.modules[name] for network in pair for name in contested]
-    if None in marks or not all(map(adds_the_same, modules)):
+    if None in marks or not all(map(adds_the_same, contested)):
         return None
     return [
         (content_hash(network.network_on_disk.filename), mark, scored_multiplier(network), network.dyn_dim)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from klora.hosts.a1111.modules import parts_of
 from klora.hosts.a1111.multiplier import multiplied
 from klora.hosts.common.checks import does_not_fit
 
@@ -23,18 +24,21 @@ _INPAINTING = 9
 
 def adds_the_same(module: Any) -> bool:
     """Whether a network's module adds the same dW to every weight, as DoRA, GLoRA, IA3 and OFT do not."""
-    return type(module).__name__ in _OF_THEIR_OWN and getattr(module, "dora_scale", None) is None
+    return all(
+        type(part).__name__ in _OF_THEIR_OWN and getattr(part, "dora_scale", None) is None
+        for part in parts_of(module)
+    )
 
 
-def updown(network: Any, host_name: str, weight: Tensor, layer: str) -> tuple[Tensor, Tensor | None]:
-    """(dW, change of the bias) as the host would add them to ``weight``.
+def updown(network: Any, module: Any, weight: Tensor, layer: str) -> tuple[Tensor, Tensor | None]:
+    """(dW, change of the bias) as the host would add them to ``weight`` by a network's ``module``.
 
     Raises `LoraFileError`, which calls the layer ``layer``, where the host would skip it without a word.
     """
     name = network.network_on_disk.name
     try:
         with torch.no_grad():
-            delta, bias = network.modules[host_name].calc_updown(weight)
+            delta, bias = module.calc_updown(weight)
     except RuntimeError as error:
         raise does_not_fit(name, layer, str(error)) from error
     if delta.shape != weight.shape and weight.shape[1:2] != (_INPAINTING,):
@@ -43,19 +47,19 @@ def updown(network: Any, host_name: str, weight: Tensor, layer: str) -> tuple[Te
 
 
 def merged(
-    networks: Sequence[tuple[Any, float]], host_name: str, weight: Tensor, layer: str
+    networks: Sequence[tuple[Any, Any, float]], weight: Tensor, layer: str
 ) -> tuple[Tensor, Tensor | None]:
-    """(weight in fp32, change of the bias) after networks times their shares, each on what those before it
-    have left.
+    """(weight in fp32, change of the bias) after networks, each by its module for this layer, if it has one,
+    times its share, on what those before it have left.
     """
     found, biases = weight.float(), list[Tensor]()
-    for network, share in networks:
-        if share == 0 or host_name not in network.modules:
+    for network, module, share in networks:
+        if share == 0 or module is None:
             continue
         with ExitStack() as stack:
             if share != 1:
                 stack.enter_context(multiplied(network, share))
-            delta, bias = updown(network, host_name, found, layer)
+            delta, bias = updown(network, module, found, layer)
         found = found + _padded(delta, found)
         biases += [] if bias is None else [bias]
     return found, torch.stack(biases).sum(0) if biases else None

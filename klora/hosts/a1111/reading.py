@@ -77,5 +77,26 @@ def _loaded(networks: Any, network: Any, tensors: Mapping[str, Tensor]) -> Any:
     from modules import sd_models
 
     on_disk = network.network_on_disk
-    with stand_in(sd_models, "read_state_dict", lambda *_arguments, **_keywords: dict(tensors)):
+    is_mended = _reads_no_alphas(sd_models.model_data.sd_model)
+    found = _without_alphas(tensors) if is_mended else dict(tensors)
+    with stand_in(sd_models, "read_state_dict", lambda *_arguments, **_keywords: dict(found)):
         return read_again_by_host([on_disk.name], lambda: networks.load_network(network.name, on_disk))
+
+
+def _reads_no_alphas(model: Any) -> bool:
+    """Whether the host takes the last two words of a tensor's name for its parameter, as it does for SD3.
+
+    It then fails at ``lora_unet_x.alpha``, a name of two words.
+    """
+    return hasattr(model, "diffusers_weight_map") or hasattr(model, "diffusers_weight_mapping")
+
+
+def _without_alphas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same dW, with the alphas of low-rank layers multiplied in."""
+    found = dict(tensors)
+    for key in tensors:
+        stem = key.removesuffix(".alpha")
+        up, down = f"{stem}.lora_up.weight", f"{stem}.lora_down.weight"
+        if stem != key and up in found and down in found:
+            found[up] = found[up].float() * (float(found.pop(key)) / len(found[down]))
+    return found

@@ -20,6 +20,7 @@ from klora.files.canonical import in_forward_order, is_attention
 from klora.files.native import host_layer_to_canonical
 from klora.hosts.a1111.lasting import networks_key
 from klora.hosts.a1111.merging import adds_the_same, merged, updown
+from klora.hosts.a1111.modules import HostModules, parts_of
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
 from klora.hosts.a1111.reading import mark_of
 from klora.hosts.common.checks import loaded_family
@@ -32,8 +33,6 @@ from klora.weights.forms import LowRank, Whole, dtype_to_keep
 
 #: Network modules whose effect is no dW that two LoRAs could be weighed by.
 _NOT_CONTESTED = frozenset({"NetworkModuleNorm", "NetworkModuleIa3", "NetworkModuleOFT"})
-
-DENOISER = "diffusion_model_"
 
 #: The functions of the host that read its list of networks for one layer: merged and functional mode.
 READERS = ("network_apply_weights", "network_forward")
@@ -48,9 +47,10 @@ class A1111Seam:
         self.model = model
         self._networks = networks
         self._cast = tuple(cast)
+        self._modules = HostModules(networks)
         self._on_disk = LayersOnDisk([str(one.network_on_disk.filename) for one in self._cast])
         self._device = device
-        touched = dict.fromkeys(name for one in cast for name in one.modules if name.startswith(DENOISER))
+        touched = dict.fromkeys(name for one in cast for name in self._modules.layers(one))
         named = {_canonical(name): name for name in touched}
         self._host_names = {name: named[name] for name in in_forward_order(named, loaded_family(model))}
         self._shares: dict[str, tuple[float, ...]] = {}
@@ -65,11 +65,8 @@ class A1111Seam:
         return [self._view(name, host_name) for name, host_name in self._host_names.items()]
 
     def _view(self, name: str, host_name: str) -> LayerView:
-        modules = {
-            place: network.modules[host_name]
-            for place, network in enumerate(self._cast)
-            if host_name in network.modules
-        }
+        found = enumerate(self._modules.of(one, host_name) for one in self._cast)
+        modules = {place: module for place, module in found if module is not None}
         ranks = {place: _rank(module) for place, module in modules.items()}
         is_contestable = all(map(_is_contestable, modules.values()))
         return LayerView(name, _is_attention(name, host_name), ranks, is_contestable)
@@ -96,7 +93,7 @@ class A1111Seam:
         """(dW, change of the bias) as the host would add them to the clean weight."""
         host_name = self._host_names[layer]
         weight = self._clean_weight(self._target(host_name))
-        return updown(network, host_name, weight, layer)
+        return updown(network, self._modules.of(network, host_name), weight, layer)
 
     def _clean_weight(self, layer: nn.Module) -> Tensor:
         weight = getattr(layer, "fp16_weight", None)  # fp8 storage with the host's cache of fp16 weights
@@ -115,7 +112,8 @@ class A1111Seam:
     def lasting_key(self) -> Sequence[object] | None:
         """The same by what the files hold, with a sample of what the host has read of them."""
         contested = {view.name: self._host_names[view.name] for view in self.layers() if view.is_shared}
-        networks = networks_key(self._cast[:2], contested.values())
+        modules = (self._modules.of(one, host) for one in self._cast[:2] for host in contested.values())
+        networks = networks_key(self._cast[:2], modules)
         if networks is None:
             return None
         shapes = {name: tuple(self._target(host).weight.shape) for name, host in contested.items()}
@@ -222,34 +220,35 @@ class A1111Seam:
         layers = getattr(self.model, "network_layer_mapping", None)
         if layers:
             return layers.get(host_name)
-        return next(one.modules[host_name].sd_module for one in self._cast if host_name in one.modules)
+        return next(self._read_for(host_name))
 
     def _fits(self, host_name: str, target: nn.Linear | nn.Conv2d) -> bool:
         """Whether the layer has the shape that the LoRAs were read for; a refiner's of this name may not."""
-        read_for = (one.modules[host_name].sd_module for one in self._cast if host_name in one.modules)
-        return all(layer.weight.shape == target.weight.shape for layer in read_for)
+        return all(layer.weight.shape == target.weight.shape for layer in self._read_for(host_name))
+
+    def _read_for(self, host_name: str) -> Iterator[Any]:
+        """The layer of this name that each LoRA was read for."""
+        found = (self._modules.of(one, host_name) for one in self._cast)
+        return (module.sd_module for module in found if module is not None)
 
     def _terms(self, layer: str, shares: LayerShares) -> Sequence[Term]:
         host_name, loaded = self._host_names[layer], self._networks.loaded_networks
         differing = [
             (place, difference)
             for place, difference in enumerate(shares.difference)
-            if difference and host_name in self._cast[place].modules and _is_among(self._cast[place], loaded)
+            if difference and self._is_changed(host_name, place) and _is_among(self._cast[place], loaded)
         ]
         if differing and not self._is_sum(host_name):
             return [(1.0, self._between(layer, shares))]
         return [self._term(place, layer, difference) for place, difference in differing]
 
+    def _is_changed(self, host_name: str, place: int) -> bool:
+        return self._modules.of(self._cast[place], host_name) is not None
+
     def _is_sum(self, host_name: str) -> bool:
         """Whether what the host makes of the layer is a sum of one dW of each network."""
-        modules = (one.modules.get(host_name) for one in self._networks.loaded_networks)
-        return self._is_functional or all(module is None or adds_the_same(module) for module in modules)
-
-    @property
-    def _is_functional(self) -> bool:
-        """Whether each forward goes through the factors; the host leaves out DoRA's magnitudes there."""
-        options = getattr(getattr(self._networks, "shared", None), "opts", None)
-        return bool(getattr(options, "lora_functional", False))
+        found = (self._modules.of(one, host_name) for one in self._networks.loaded_networks)
+        return self._modules.is_functional or all(one is None or adds_the_same(one) for one in found)
 
     def _between(self, layer: str, shares: LayerShares) -> RowDelta:
         """From what the host merges for the conditional rows to what it would merge for the others."""
@@ -266,8 +265,11 @@ class A1111Seam:
     def _merged(self, layer: str, shares: tuple[float, ...]) -> tuple[Tensor, Tensor | None]:
         host_name = self._host_names[layer]
         by_identity = {id(one): share for one, share in zip(self._cast, shares, strict=True)}
-        loaded = [(one, by_identity.get(id(one), 1.0)) for one in self._networks.loaded_networks]
-        return merged(loaded, host_name, self._clean_weight(self._target(host_name)), layer)
+        loaded = [
+            (one, self._modules.of(one, host_name), by_identity.get(id(one), 1.0))
+            for one in self._networks.loaded_networks
+        ]
+        return merged(loaded, self._clean_weight(self._target(host_name)), layer)
 
     def _term(self, place: int, layer: str, difference: float) -> Term:
         network, kept = self._cast[place], self._row_deltas.get((place, layer))
@@ -279,12 +281,17 @@ class A1111Seam:
         return (difference * _multiplier(network) / formed_at if formed_at else difference), delta
 
     def _read(self, place: int, layer: str) -> RowDelta:
-        module = self._cast[place].modules[self._host_names[layer]]
-        if not _is_plain(module, self._is_functional):
+        module = self._modules.of(self._cast[place], self._host_names[layer])
+        parts = parts_of(module)
+        if not all(_is_plain(part, self._modules.is_functional) for part in parts):
             return self._formed(place, layer)
-        scale = module.calc_scale() * module.multiplier()
-        up, down = (one.weight.detach().float() for one in (module.up_model, module.down_model))
-        return RowDelta(LowRank(up.flatten(1) * scale, down))
+        scales = [part.calc_scale() * part.multiplier() for part in parts]
+        ups = (part.up_model.weight.detach().float().flatten(1) for part in parts)
+        downs = [part.down_model.weight.detach().float() for part in parts]
+        up = torch.block_diag(  # type: ignore[no-untyped-call]
+            *(one * scale for one, scale in zip(ups, scales, strict=True))
+        )
+        return RowDelta(LowRank(up, torch.cat(downs)))
 
     def _formed(self, place: int, layer: str) -> RowDelta:
         delta, bias = self._updown(self._cast[place], layer)
@@ -305,7 +312,8 @@ def _canonical(host_name: str) -> str:
 
 
 def _is_contestable(module: Any) -> bool:
-    return type(module).__name__ not in _NOT_CONTESTED and isinstance(module.sd_module, nn.Linear | nn.Conv2d)
+    is_weighed = all(type(part).__name__ not in _NOT_CONTESTED for part in parts_of(module))
+    return is_weighed and isinstance(module.sd_module, nn.Linear | nn.Conv2d)
 
 
 def _is_plain(module: Any, is_functional: bool) -> bool:
@@ -325,9 +333,10 @@ def _is_attention(name: str, host_name: str) -> bool:
 
 
 def _rank(module: Any) -> int | None:
-    rank: int | None = module.dim
+    ranks: list[int | None] = [part.dim for part in parts_of(module)]
     dyn_dim = module.network.dyn_dim
-    return min(rank, dyn_dim) if rank and dyn_dim else rank
+    known = [min(rank, dyn_dim) if rank and dyn_dim else rank for rank in ranks if rank is not None]
+    return sum(known) if len(known) == len(ranks) else None
 
 
 def _network_key(network: Any) -> Hashable:
