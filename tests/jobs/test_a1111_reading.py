@@ -18,7 +18,7 @@ from torch import Tensor
 
 from klora.hosts.a1111.texts import keep_own_texts
 from klora.hosts.webui.roles import tags_in
-from tests.jobs.fake_webui import Webui
+from tests.jobs.fake_webui import CONTENT_WINS, STYLE_WINS, Webui
 from tests.jobs.fakes import (
     ATTENTION,
     CANONICAL,
@@ -233,3 +233,43 @@ def test_a_tag_that_stands_twice_is_read_into_one_network(webui_of_files: Host) 
     fox, ink, again = host.networks.loaded_networks
     assert ink is again
     assert (fox.name, ink.name) == ("fox (read by K-LoRA)", "ink (read by K-LoRA)")
+
+
+# --- The host loads its LoRAs again in the middle of a pass
+# ------------------------------------------------
+
+
+def activated_again(host: Host, p: Any, *names: str) -> None:
+    """As ``setup_conds`` does, for the hires prompt and for the other: after a switch to a refiner, with
+    little memory and a hires pass to come, if the refiner was picked as the checkpoint meanwhile.
+    """
+    p.extra_network_data = {"lora": [parsed_tag([name, "1"]) for name in names]}
+    host.loading.load_networks(list(names))
+    host.script.after_extra_networks_activate(p, extra_network_data=p.extra_network_data)
+
+
+@pytest.mark.parametrize("settings", [CONTENT_WINS, STYLE_WINS], ids=["content", "style"])
+def test_a_pass_goes_on_with_the_networks_that_the_host_has_by_now(
+    webui_of_files: Host, settings: dict[str, Any]
+) -> None:
+    host = webui_of_files
+    p = host.begun(BOTH, settings)
+    names = ["fox", "ink"]
+    p.extra_network_data = {"lora": [parsed_tag([name, "1"]) for name in names]}
+    host.batch(p)
+    listed: list[list[Any]] = []
+
+    def before_call(call: int) -> None:
+        if call == 2:
+            listed.append(list(host.networks.loaded_networks))
+            activated_again(host, p, "Oak")
+            activated_again(host, p, *names)
+            listed.append(list(host.networks.loaded_networks))
+
+    p.sampler.model_wrap_cfg.before_call = before_call
+    seen = host.sample(p)
+    assert not {id(one) for one in listed[0]} & {id(one) for one in listed[1]}
+    winner = "fox" if settings is CONTENT_WINS else "ink"
+    for output in seen:
+        for name in ATTENTION[:2]:
+            torch.testing.assert_close(output[name], host.expected(name, winner))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -586,6 +587,44 @@ def test_a_refiner_without_such_a_layer_or_loras_has_no_branch(scene: Scene) -> 
             assert not any(hooks)
             scene.networks.loaded_networks = listed
         seam.follow_model(mapped(scene, scene.model))
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+@pytest.mark.parametrize("is_refiner", [True, False])
+def test_networks_that_the_host_loads_again_in_the_middle_of_a_pass(
+    scene: Scene, kind: str, is_refiner: bool
+) -> None:
+    """New objects for the same files: they get the shares of those before, on both sides of the guidance."""
+    seam, name = scene.seam(mapped(scene, scene.model)), ATTENTION[0]
+    layer = scene.model.named[name]
+    if kind == "dora":
+        scene.ink.modules[name] = DoraModule(scene.ink.modules[name], torch.linspace(1.0, 3.0, SIZE))
+    expected = [own_outputs(scene, name, 1.0, ink * 0.7, 1.0)[row] for row, ink in enumerate((0.5, 0.0))]
+    with seam.withheld([CANONICAL[name]]), torch.no_grad():
+        seam.apply({CANONICAL[name]: LayerShares((1, 0.5), (1, 0))})
+        for again in (False, True):
+            if again:
+                fox, ink = map(copied, (scene.fox, scene.ink))
+                for one in (scene.fox, scene.ink):
+                    one.modules = {}  # they are gone
+                scene.networks.loaded_networks = [fox, ink, scene.oak]
+            if again and is_refiner:
+                seam.follow_model(mapped(scene, scene.model))
+            seam.branches.rows.tell(2, ((1, 2),))
+            seam.follow_multipliers()
+            found = called(scene, layer)
+            for row in (0, 1):
+                torch.testing.assert_close(found[row], expected[row])
+    assert not layer._forward_hooks
+
+
+def copied(network: FakeNetwork) -> FakeNetwork:
+    """What the host makes of the same file and tag once more."""
+    again = FakeNetwork(network.network_on_disk, network.unet_multiplier)
+    again.modules = {name: copy(module) for name, module in network.modules.items()}
+    for module in again.modules.values():
+        module.network = again
+    return again
 
 
 def test_the_branch_gives_the_unconditional_rows_what_they_get(scene: Scene) -> None:

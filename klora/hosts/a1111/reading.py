@@ -7,7 +7,7 @@ place of the file's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -64,6 +64,14 @@ def mark_of(network: Any) -> str | None:
     on_disk = network.network_on_disk
     names = (named,) if named is not None else (on_disk.name, on_disk.alias, network.mentioned_name)
     return mark if network.name in names else None
+
+
+def successor(network: Any, loaded: Collection[Any]) -> Any:
+    """The network of ``loaded`` that stands for the file of ``network``: usually, or if none does, itself."""
+    if any(one is network for one in loaded):
+        return network
+    name = network.network_on_disk.name
+    return next((one for one in loaded if one.network_on_disk.name == name), network)
 
 
 def _name(network: Any, name: str, mark: str) -> None:

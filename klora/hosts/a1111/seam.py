@@ -22,7 +22,7 @@ from klora.hosts.a1111.lasting import networks_key
 from klora.hosts.a1111.merging import adds_the_same, merged, updown
 from klora.hosts.a1111.modules import HostModules, parts_of
 from klora.hosts.a1111.multiplier import at_full_weight, multiplied, scored_multiplier
-from klora.hosts.a1111.reading import mark_of
+from klora.hosts.a1111.reading import mark_of, successor
 from klora.hosts.common.checks import loaded_family
 from klora.hosts.common.layers_on_disk import LayersOnDisk
 from klora.planning import LayerView, delta_digest
@@ -154,11 +154,10 @@ class A1111Seam:
         """Before a forward of the denoiser: where an extension changes a LoRA's weight from step to step,
         branches follow, as what the host merges does.
         """
+        self._follow_networks()
         multipliers = self._multipliers_now()
-        if multipliers == self._multipliers:
-            return
-        for layer, shares in self._branched.items():
-            self._branch(layer, shares)
+        if multipliers != self._multipliers:
+            self._branch_again()
         self._multipliers = multipliers
 
     def follow_model(self, model: Any) -> None:
@@ -167,23 +166,39 @@ class A1111Seam:
         The host may have read it into the same model, or keep both in memory.
         """
         self.model = model
-        branched = dict(self._branched)
-        for kept in (self.branches, self._row_deltas, self._branched):
-            kept.clear()
-        for layer, shares in branched.items():
+        self.branches.clear()
+        self._row_deltas.clear()
+        self._follow_networks()
+        self._branch_again()
+
+    def _follow_networks(self) -> None:
+        """The cast are the networks that stand for its files by now.
+
+        The host may load its LoRAs again in the middle of a pass: with little memory and a hires pass to
+        come, when a refiner takes over that was picked as the checkpoint meanwhile.
+        """
+        cast = tuple(successor(one, self._networks.loaded_networks) for one in self._cast)
+        if any(one is not before for one, before in zip(cast, self._cast, strict=True)):
+            self._cast = cast
+            self._row_deltas.clear()
+            self._branch_again()
+
+    def _branch_again(self) -> None:
+        for layer, shares in list(self._branched.items()):
             self._branch(layer, shares)
 
     def _multipliers_now(self) -> tuple[float, ...]:
         return tuple(_multiplier(network) for network in self._cast)
 
     def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        networks, table, cast = self._networks, self._shares, self._cast
+        networks, table = self._networks, self._shares
 
         def network_function(layer: nn.Module, *arguments: Any, **keywords: Any) -> Any:
             shares = table.get(getattr(layer, "network_layer_name", ""))
             if shares is None:
                 return original(layer, *arguments, **keywords)
-            loaded = networks.loaded_networks
+            self._follow_networks()
+            loaded, cast = networks.loaded_networks, self._cast
             absent = [network for network, share in zip(cast, shares, strict=True) if share == 0]
             with ExitStack() as stack:
                 for network, share in zip(cast, shares, strict=True):
