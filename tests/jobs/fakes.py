@@ -168,7 +168,9 @@ def install(networks: ModuleType | Any) -> None:
     networks.shared = SimpleNamespace(opts=SimpleNamespace(lora_functional=False))
     networks.loaded_networks = []
     networks.merges = Counter()
-    networks.fail_in = None
+    networks.fail_in = None  # a layer whose weight cannot be copied: raised
+    networks.fail_merge_in = None  # a layer to which nothing can be added: counted, as the host does
+    networks.extra_network_lora = SimpleNamespace(errors={})
 
     def restore(layer: Any) -> None:
         if getattr(layer, "network_weights_backup", None) is not None:
@@ -188,6 +190,10 @@ def install(networks: ModuleType | Any) -> None:
             layer.network_weights_backup = layer.weight.detach().clone()
         restore(layer)
         for one in networks.loaded_networks:
+            if name in one.modules and networks.fail_merge_in == name:
+                errors = networks.extra_network_lora.errors
+                errors[one.name] = errors.get(one.name, 0) + 1
+                continue
             if name in one.modules:
                 layer.weight.data += one.modules[name].calc_updown(layer.weight)[0]
                 continue
@@ -219,7 +225,7 @@ class FakeDenoiser(nn.Module):
     def __init__(self, model: FakeModel) -> None:
         super().__init__()
         self.model, self.seen = model, []
-        self.inner_model = SimpleNamespace()
+        self.inner_model = nn.Module()
         self.before_call: Any = None
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Any = None, cond_scale: float | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from klora.errors import KloraError
 from klora.hosts.a1111 import A1111Host
 from klora.hosts.a1111.seam import A1111Seam
+from klora.hosts.common.boundary import OutOfMemoryError
 from klora.hosts.webui import bracket, infotext, job
 from klora.planning import forget_scores, keep_scores_in, planner, scoring, shelf
 from klora.weights import Fusion
@@ -193,6 +194,19 @@ def test_what_the_host_raises_is_raised_as_it_is(webui: Webui, error: BaseExcept
 
 
 def test_the_host_s_merge_runs_out_of_memory(webui: Webui) -> None:
+    """It catches that and takes the layer for merged: this picture and the next would lack a LoRA there."""
+    before = pictures(webui)
+    fused = webui.generate(BOTH, PUBLISHED).seen
+    pictures(webui)  # the fused weights are gone
+    webui.networks.fail_merge_in = ATTENTION[2]
+    with pytest.raises(OutOfMemoryError, match=rf"memory ran out \(in the merge of .*{ATTENTION[2]}\); make"):
+        webui.generate(BOTH, PUBLISHED)
+    webui.networks.fail_merge_in = None
+    assert same([webui.generate(BOTH, PUBLISHED).seen], [fused])
+    assert same(pictures(webui), before)
+
+
+def test_a_copy_for_the_host_s_merge_runs_out_of_memory(webui: Webui) -> None:
     before = pictures(webui)
     webui.networks.fail_in = ATTENTION[2]
     with pytest.raises(RuntimeError, match="out of memory"):

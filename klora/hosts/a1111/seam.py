@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from klora.files.canonical import in_forward_order, is_attention
 from klora.files.native import host_layer_to_canonical
+from klora.hosts.a1111.failures import failures, give_up
 from klora.hosts.a1111.lasting import networks_key
 from klora.hosts.a1111.merging import adds_the_same, merged, updown
 from klora.hosts.a1111.modules import HostModules, parts_of
@@ -191,7 +192,8 @@ class A1111Seam:
         return tuple(_multiplier(network) for network in self._cast)
 
     def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        networks, table = self._networks, self._shares
+        networks, table, names = self._networks, self._shares, self.names[:2]
+        contested = {self._host_names[view.name] for view in self.layers() if view.is_shared}
 
         def network_function(layer: nn.Module, *arguments: Any, **keywords: Any) -> Any:
             shares = table.get(getattr(layer, "network_layer_name", ""))
@@ -207,10 +209,14 @@ class A1111Seam:
                 if absent:
                     # By identity and at call time: a refiner of another architecture empties the list.
                     networks.loaded_networks = [one for one in loaded if not _is_among(one, absent)]
+                failed = failures(networks, names)
                 try:
-                    return original(layer, *arguments, **keywords)
+                    result = original(layer, *arguments, **keywords)
                 finally:
                     networks.loaded_networks = loaded
+            if failures(networks, names) > failed and layer.network_layer_name in contested:
+                give_up(layer, names)
+            return result
 
         return network_function
 
