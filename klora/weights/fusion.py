@@ -78,7 +78,11 @@ class Fusion:
             yield self
 
     def begin(self, moments: Sequence[Moment]) -> None:
-        """Plan the pass before its first forward: what `at` is asked for later is then at hand."""
+        """Plan the pass before its first forward: what `at` is asked for later is then at hand.
+
+        `plan` tells of this pass from now on, and no more of the one before.
+        """
+        self._record = {}
         self._planned = {moment: self.planner.shares(moment) for moment in moments}
 
     def at(self, moment: Moment) -> int:
@@ -98,5 +102,5 @@ class Fusion:
         return len(changed)
 
     def plan(self) -> Plan:
-        """What was applied in the steps that were run."""
+        """What was applied in the steps that were run, of the pass that was begun last."""
         return self.planner.recorded([self._record[step] for step in sorted(self._record)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -107,34 +107,55 @@ def _tell_rows(pipe: Any, rows: BatchRows, batch: int) -> None:
 
 
 class _Pass:
-    """One sampling: a second one begins when the noise goes up again by more than a step."""
+    """One sampling, from its first call of the denoiser to its last."""
 
     def __init__(self, pipe: Any, first: float) -> None:
         scheduler = pipe.scheduler
-        timesteps = [float(timestep) for timestep in scheduler.timesteps]
+        timesteps = _numbers(scheduler.timesteps)
         # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype.
         scales = (1.0, 1.0 / scheduler.config.num_train_timesteps)
         self._pipe = pipe
         self._scale = min(scales, key=lambda scale: min(abs(one * scale - first) for one in timesteps))
+        self._schedule = scheduler.timesteps
         self._timesteps = timesteps
         self._train_timesteps = int(scheduler.config.num_train_timesteps)
         self._is_flow = hasattr(scheduler.config, "shift")
         # A timestep may be 0, a level of a position may not.
         self._position = Position([timestep + 1 for timestep in timesteps], len(timesteps))
-        self._last = first
+        self._first = self._last = first
         self._has_begun = False
 
     def is_over(self, timestep: float) -> bool:
-        return timestep > self._last and timestep >= max(self._timesteps) * self._scale * 0.999
+        """Whether the call that is about to be made at ``timestep``, as the denoiser is told it, belongs to
+        another sampling."""
+        schedule = self._pipe.scheduler.timesteps
+        is_higher = timestep > self._last
+        if schedule is not self._schedule:
+            # Every sampling sets the timesteps anew. The same ones that only go on downwards are the second
+            # part of a divided one (denoising_start), or a copy that a panorama keeps for each view.
+            return is_higher or _numbers(schedule) != self._timesteps
+        # A loop by hand, or a pipeline with a scheduler of its own.
+        return is_higher and self._position.step > 0 and self._starts_again(timestep)
+
+    def _starts_again(self, timestep: float) -> bool:
+        """Whether a higher timestep is where this pass began, or further up than solvers go within a step."""
+        low, high = self._nearest(self._last), self._nearest(timestep)
+        levels_up = len({one for one in self._timesteps if low < one <= high})
+        return timestep >= self._first * 0.999 or levels_up > 1
 
     def advance(self, fusion: Fusion, timestep: float) -> None:
+        """Tell ``fusion`` the time of the call that is about to be made at ``timestep``."""
         self._last = timestep
-        nearest = min(self._timesteps, key=lambda one: abs(one * self._scale - timestep))
+        self._schedule = self._pipe.scheduler.timesteps
+        nearest = self._nearest(timestep)
         step = self._position.advance(nearest + 1)
         if not self._has_begun:
             self._has_begun = True
             fusion.begin([self._moment(at, level - 1) for at, level in enumerate(self._position.levels)])
         fusion.at(self._moment(step, nearest))
+
+    def _nearest(self, timestep: float) -> float:
+        return min(self._timesteps, key=lambda one: abs(one * self._scale - timestep))
 
     def _moment(self, step: int, timestep: float) -> Moment:
         if self._is_flow:
@@ -142,3 +163,7 @@ class _Pass:
         else:
             noise = noise_progress(timestep, self._train_timesteps)
         return Moment(step, self._position.steps, noise, _guidance_scale(self._pipe))
+
+
+def _numbers(timesteps: Iterable[Any]) -> list[float]:
+    return [float(timestep) for timestep in timesteps]

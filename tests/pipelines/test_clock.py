@@ -1,0 +1,198 @@
+"""What a fusion is told when several samplings run inside one block, and by which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import klora
+from klora.planning import plan_files
+from klora.schedule import Moment
+from tests.pipelines.tiny import diffusers, picture, sd1, write_lora
+from tests.published import PUBLISHED, published
+
+#: As the configuration of SD1's and SDXL's own schedulers says it: the first timestep depends on the steps.
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+
+Told = list[Moment]
+
+
+class Scene:
+    """A tiny pipeline of SD1, its inputs, and two LoRAs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pipe, self.inputs = sd1()
+        self.files = [
+            write_lora(self.pipe.unet, folder / f"{name}.safetensors", seed, rank=2)
+            for name, seed in (("content", 10), ("style", 20))
+        ]
+        self.takes("DDIMScheduler")
+
+    def takes(self, scheduler: str, **more: Any) -> None:
+        """Exchange the scheduler."""
+        self.pipe.scheduler = getattr(diffusers, scheduler)(**{**LEADING, **more})
+
+    @contextmanager
+    def fused(self) -> Iterator[tuple[Any, Told]]:
+        """Inside K-LoRA as published: the fusion, and a list that gets what it is told before each call."""
+        told: Told = []
+        with klora.fuse(self.pipe, *self.files, PUBLISHED) as fusion:
+            at = fusion.at
+            fusion.at = lambda moment: (told.append(moment), at(moment))[1]
+            yield fusion, told
+
+    def painted_over(self, steps: int, strength: float) -> np.ndarray:
+        """img2img by the same parts, the scheduler among them."""
+        pipe = diffusers.StableDiffusionImg2ImgPipeline(**self.pipe.components, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+        made = pipe(
+            **self.inputs,
+            image=image,
+            strength=strength,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+        )
+        found: np.ndarray = made.images.detach().numpy().copy()
+        return found
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def places(told: Told) -> list[tuple[int, int]]:
+    return [(moment.step, moment.steps) for moment in told]
+
+
+def whole(steps: int) -> list[tuple[int, int]]:
+    """The places of a sampling from its first step to its last."""
+    return [(step, steps) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        ("DDIMScheduler", (50, 20)),
+        ("DDIMScheduler", (6, 6)),
+        ("EulerDiscreteScheduler", (4, 10, 1, 3)),
+        ("DPMSolverMultistepScheduler", (10, 4)),
+    ],
+)
+def test_each_sampling_is_told_from_its_first_step_to_its_last(
+    scene: Scene, scheduler: str, steps: tuple[int, ...]
+) -> None:
+    scene.takes(scheduler)
+    with scene.fused() as (fusion, told):
+        for one in steps:
+            picture(scene.pipe, scene.inputs, one)
+            assert fusion.plan().choices() == plan_files(*scene.files, published(), one).choices()
+    assert places(told) == [place for one in steps for place in whole(one)]
+
+
+def test_a_later_sampling_is_what_it_is_alone(scene: Scene) -> None:
+    with scene.fused():
+        alone = picture(scene.pipe, scene.inputs, 5)
+    with scene.fused():
+        picture(scene.pipe, scene.inputs, 12)
+        np.testing.assert_array_equal(picture(scene.pipe, scene.inputs, 5), alone)
+
+
+@pytest.mark.parametrize("steps", [(8, 8, 8), (12, 8, 3)])
+def test_img2img_between_two_of_txt2img(scene: Scene, steps: tuple[int, int, int]) -> None:
+    first, between, last = steps
+    with scene.fused() as (_, told):
+        picture(scene.pipe, scene.inputs, first)
+        painted = scene.painted_over(between, 0.5)
+        picture(scene.pipe, scene.inputs, last)
+    assert places(told) == whole(first) + whole(between // 2) + whole(last)
+    with scene.fused():
+        np.testing.assert_array_equal(scene.painted_over(between, 0.5), painted)
+
+
+def test_img2img_again_with_less_and_with_more_strength(scene: Scene) -> None:
+    with scene.fused() as (_, told):
+        for strength in (0.5, 0.2, 0.8):
+            scene.painted_over(10, strength)
+    assert places(told) == whole(5) + whole(2) + whole(8)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler"],
+)
+def test_a_solver_that_calls_several_times_a_step_stays_in_one_sampling(scene: Scene, scheduler: str) -> None:
+    scene.takes(scheduler)
+    begun = []
+    with scene.fused() as (fusion, told):
+        begin = fusion.begin
+        fusion.begin = lambda moments: (begun.append(len(told)), begin(moments))[1]
+        for _ in range(2):
+            picture(scene.pipe, scene.inputs, 4)
+    calls = len(told) // 2
+    assert begun == [0, calls]
+    for one in (told[:calls], told[calls:]):
+        found = places(one)
+        assert found == sorted(found)
+        assert (found[0][0], found[-1][0] + 1) == (0, found[-1][1])
+
+
+def test_another_scheduler_between_two_samplings(scene: Scene) -> None:
+    with scene.fused() as (_, told):
+        picture(scene.pipe, scene.inputs, 8)
+        scene.takes("EulerDiscreteScheduler", timestep_spacing="trailing")
+        picture(scene.pipe, scene.inputs, 6)
+    assert places(told) == whole(8) + whole(6)
+
+
+def test_a_sampling_in_two_parts_is_one(scene: Scene) -> None:
+    """As SDXL's ``denoising_end`` and ``denoising_start`` divide it: the same timesteps, set anew, go on."""
+    scheduler = scene.pipe.scheduler
+    with scene.fused() as (_, told):
+        for part in (slice(0, 6), slice(6, 10)):
+            scheduler.set_timesteps(10)
+            _by_hand(scene, scheduler.timesteps[part])
+    assert places(told) == whole(10)
+
+
+def test_a_copy_of_the_scheduler_for_each_view_is_no_other_sampling(scene: Scene) -> None:
+    """As pipelines for panoramas keep one for each view."""
+    scheduler = scene.pipe.scheduler
+    scheduler.set_timesteps(5)
+    with scene.fused() as (_, told):
+        for timestep in scheduler.timesteps:
+            for _ in range(3):
+                scheduler.__dict__.update(deepcopy(scheduler.__dict__))
+                _by_hand(scene, [timestep])
+    assert places(told) == [place for place in whole(5) for _ in range(3)]
+
+
+def test_loops_by_hand_that_set_no_timesteps_anew(scene: Scene) -> None:
+    """From the top, from the middle, and again; twice a step, and once in between a bit higher."""
+    scheduler = scene.pipe.scheduler
+    scheduler.set_timesteps(10)
+    timesteps = scheduler.timesteps
+    with scene.fused() as (_, told):
+        for part in (timesteps, timesteps[5:], timesteps[5:], timesteps):
+            _by_hand(scene, part)
+    assert places(told) == whole(10) + whole(5) * 2 + whole(10)
+    solver = [one + more for one in timesteps[:-1] for more in (0, 0, -60, -30)]
+    with scene.fused() as (_, told):
+        _by_hand(scene, solver)
+    assert [moment.step for moment in told] == sorted(moment.step for moment in told)
+
+
+def _by_hand(scene: Scene, timesteps: Any) -> None:
+    sample = torch.zeros(1, 4, 8, 8)
+    for timestep in timesteps:
+        with torch.no_grad():
+            scene.pipe.unet(sample, timestep, encoder_hidden_states=scene.inputs["prompt_embeds"])
