@@ -15,7 +15,16 @@ import torch
 import klora
 from klora.planning import plan_files
 from klora.schedule import Moment
-from tests.pipelines.tiny import diffusers, picture, sd1, write_lora
+from tests.pipelines.tiny import (
+    Hand,
+    diffusers,
+    picture,
+    sd1,
+    sd3,
+    several_prompts,
+    write_every_type,
+    write_lora,
+)
 from tests.published import PUBLISHED, published
 
 #: As the configuration of SD1's and SDXL's own schedulers says it: the first timestep depends on the steps.
@@ -196,3 +205,57 @@ def _by_hand(scene: Scene, timesteps: Any) -> None:
     for timestep in timesteps:
         with torch.no_grad():
             scene.pipe.unet(sample, timestep, encoder_hidden_states=scene.inputs["prompt_embeds"])
+
+
+# --- Rows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("guidance", ["content", "none", "2"])
+def test_guidance_by_skipped_layers_is_a_third_forward_without_a_negative_side(
+    tmp_path: Path, count: int, guidance: str
+) -> None:
+    pipe, inputs = sd3()
+    loras = [
+        write_every_type(pipe, tmp_path / f"{name}.safetensors", seed)
+        for name, seed in (("content", 10), ("style", 20))
+    ]
+    told = {**several_prompts(inputs, count), "guidance_scale": 3.0, "skip_guidance_layers": [1]}
+    told |= {"skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.7}
+    negative = {"content": (1, 0), "none": (0, 0), "2": (1, 0.5)}[guidance]
+    with _each_side_by_hand(pipe, Hand(pipe, loras), negative) as calls:
+        expected = picture(pipe, told)
+    assert calls == [False, False, True, False, True, False, True, False]
+    with klora.fuse(
+        pipe, *(one.path for one in loras), {**PUBLISHED, "rule": "weights", "guidance": guidance}
+    ):
+        found = picture(pipe, told)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
+
+
+@contextmanager
+def _each_side_by_hand(pipe: Any, hand: Hand, negative: tuple[float, float]) -> Iterator[list[bool]]:
+    """While inside, each side runs alone, with what is merged for it; a list gets which calls skip layers."""
+    model, calls = pipe.transformer, []
+    whole_batch = model.forward
+
+    def side(merged: tuple[float, float], place: int, sides: int, keywords: dict[str, Any]) -> torch.Tensor:
+        hand.merge(merged)
+        rows = {
+            key: one.chunk(sides)[place] if torch.is_tensor(one) else one for key, one in keywords.items()
+        }
+        made: torch.Tensor = whole_batch(**rows)[0]
+        return made
+
+    def forward(**keywords: Any) -> tuple[torch.Tensor]:
+        calls.append("skip_layers" in keywords)
+        factors = ((1.0, 1.0),) if calls[-1] else (negative, (1.0, 1.0))
+        parts = [side(one, place, len(factors), keywords) for place, one in enumerate(factors)]
+        return (torch.cat(parts),)
+
+    model.forward = forward
+    try:
+        yield calls
+    finally:
+        del model.forward
+        hand.restore()

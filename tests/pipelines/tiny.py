@@ -1,4 +1,4 @@
-"""Tiny random pipelines of diffusers: SD1, SDXL and Flux; LoRAs of every type for them, and their dW."""
+"""Tiny random pipelines of diffusers: SD1, SDXL, SD3 and Flux; LoRAs of every type for them, and their dW."""
 
 from __future__ import annotations
 
@@ -97,6 +97,34 @@ def flux() -> tuple[Any, dict[str, Any]]:
     }
 
 
+def sd3() -> tuple[Any, dict[str, Any]]:
+    """Not among `PIPELINES`, which have a model of each design; it alone has guidance by skipped layers."""
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=16,
+        pos_embed_max_size=16,
+    )
+    parts = dict.fromkeys(
+        f"{part}{place}" for part in ("text_encoder", "tokenizer") for place in ("", "_2", "_3")
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.StableDiffusion3Pipeline(
+        vae=tiny_vae(), transformer=transformer, scheduler=scheduler, **parts
+    )
+    return pipe, {
+        "prompt_embeds": torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1)),
+        "pooled_prompt_embeds": torch.randn(1, 16, generator=torch.Generator().manual_seed(2)),
+    }
+
+
 PIPELINES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {"sd1": sd1, "sdxl": sdxl, "flux": flux}
 
 
@@ -115,7 +143,7 @@ def picture(pipe: Any, inputs: dict[str, Any], steps: int = STEPS) -> np.ndarray
 
 def write_lora(model: Any, path: Path, seed: int, rank: int, pattern: re.Pattern[str] = ATTENTION) -> Path:
     """A LoRA in PEFT's dialect for the layers of ``model`` that match."""
-    prefix = "transformer" if hasattr(model, "single_transformer_blocks") else "unet"
+    prefix = "transformer" if hasattr(model, "transformer_blocks") else "unet"
     tensors = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and (pattern.fullmatch(name) or OTHER.fullmatch(name)):
@@ -145,7 +173,7 @@ class HandLora:
 def write_every_type(pipe: Any, path: Path, seed: int) -> HandLora:
     """Layers of every sort in the dialect of diffusers: LoRA, LoHa, LoKr, full; convolutions; biases."""
     model = denoiser_of(pipe)
-    prefix = "transformer" if hasattr(model, "single_transformer_blocks") else "unet"
+    prefix = "transformer" if hasattr(model, "transformer_blocks") else "unet"
     made, tensors = HandLora(path), {}
     for name, module in model.named_modules():
         is_wanted = any(one.fullmatch(name) for one in (ATTENTION, OTHER, CONVOLUTION))

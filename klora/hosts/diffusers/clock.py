@@ -45,7 +45,7 @@ def clock(
         told = keywords["timestep"] if "timestep" in keywords else arguments[1]
         timestep = float(told.flatten()[0]) if hasattr(told, "flatten") else float(told)
         if wants_rows:
-            _tell_rows(pipe, rows, batch_of(arguments, keywords))
+            _tell_rows(pipe, rows, batch_of(arguments, keywords), _is_conditional(keywords))
         if not passes or passes[-1].is_over(timestep):
             passes.append(_Pass(pipe, timestep))
         passes[-1].advance(fusion, timestep)
@@ -96,8 +96,13 @@ def _guidance_scale(pipe: Any) -> float | None:
     return float(pipe.guidance_scale)
 
 
-def _tell_rows(pipe: Any, rows: BatchRows, batch: int) -> None:
-    first = first_conditional_row(pipe, batch)
+def _is_conditional(keywords: Mapping[str, Any]) -> bool:
+    """Whether a call beside those of the guidance has conditional rows alone: SD3's, which skips layers."""
+    return keywords.get("skip_layers") is not None
+
+
+def _tell_rows(pipe: Any, rows: BatchRows, batch: int, is_conditional: bool) -> None:
+    first = 0 if is_conditional else first_conditional_row(pipe, batch)
     if first is None:
         raise HostError(
             f"K-LoRA does not know which rows of {type(pipe).__name__}'s {type(denoiser_of(pipe)).__name__} "
