@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from klora.files.overlay import Overlay
 from klora.hosts.webui import live_plan
 from klora.hosts.webui.plan_data import SHARE_UNIT, plan_data, told
 from klora.planning import plan_files
@@ -111,6 +113,22 @@ def test_an_obstacle_is_a_sentence_and_no_plan(
     answer = ask(**page)
     assert sentence in answer["problem"]
     assert "plan" not in answer
+
+
+def test_of_rewritten_pairs_the_last_alone_is_kept(on_disk: FakeHost) -> None:
+    """Each holds the tensors that were rewritten in memory: hundreds of megabytes with large files."""
+    before = _overlays()
+    plans = [
+        ask(published(enabled=True, transform="NP-LoRA", mu=one / 2))["plan"]["shares"] for one in range(1, 9)
+    ]
+    assert len(_overlays() - before) == 1
+    again = ask(published(enabled=True, transform="NP-LoRA", mu=0.5))["plan"]
+    assert again["shares"] == plans[0]
+
+
+def _overlays() -> set[Overlay]:
+    gc.collect()
+    return {one for one in gc.get_objects() if isinstance(one, Overlay)}
 
 
 def test_progress_is_nothing_while_nothing_is_scored() -> None:

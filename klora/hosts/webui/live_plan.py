@@ -59,14 +59,22 @@ def _plan(asked: Mapping[str, Any], arguments: Iterable[Any]) -> Mapping[str, An
     members = Cast(tuple(Member(name, found.get(name, ALWAYS)) for name in pair))
     with _one_at_a_time:
         content, style = (read_kept(known(name).path) for name in pair)
-        files = _paired(*rewritten(content, style, settings))
+        files = _paired(content, style, settings)
         planner = make_planner(files, members, settings, _counted)
     plan = plan_data(planner.plan(_moments(asked)), settings)
     return {**plan, "preset": preset_shelf.truly_named(settings).preset}
 
 
+def _paired(content: LoraFile, style: LoraFile, settings: Settings) -> FilePair:
+    """The pair of two files as the transform of the settings leaves them."""
+    pair = rewritten(content, style, settings)
+    # What was rewritten lies in memory whole, and `rewritten` keeps the last: no more than that while a
+    # slider moves.
+    return _kept_pair(*pair) if pair == (content, style) else FilePair(*pair)
+
+
 @lru_cache(maxsize=_MOST_KEPT)
-def _paired(content: LoraFile, style: LoraFile) -> FilePair:
+def _kept_pair(content: LoraFile, style: LoraFile) -> FilePair:
     """The pair of two files, which are the same objects as long as nothing has changed on disk."""
     return FilePair(content, style)
 
