@@ -27,4 +27,5 @@ def give_up(layer: Any, names: Collection[str]) -> None:
     The plan has formed the dW of these networks, so they fit the layer: memory is what can be missing.
     """
     layer.network_current_names = _UNFINISHED
-    raise OutOfMemoryError(f"in the merge of {' and '.join(names)} into {layer.network_layer_name}")
+    what = f"in the merge of {' and '.join(names)} into {layer.network_layer_name}"
+    raise OutOfMemoryError(what)
