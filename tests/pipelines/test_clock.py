@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 import klora
+from klora.hosts.diffusers.clock import clock
 from klora.planning import plan_files
 from klora.schedule import Moment
+from klora.weights.branch import BatchRows
 from tests.pipelines.tiny import (
     Hand,
     diffusers,
@@ -259,3 +262,53 @@ def _each_side_by_hand(pipe: Any, hand: Hand, negative: tuple[float, float]) -> 
     finally:
         del model.forward
         hand.restore()
+
+
+# --- What denoisers are told --------------------------------------------------------------------------------
+
+
+class Heard(torch.nn.Module):
+    """Stands for a denoiser that is told noise."""
+
+    def forward(self, hidden_states: Any, timestep: Any) -> None:
+        """Nothing: what it is told is looked at before."""
+
+
+class Lumina2Transformer2DModel(Heard):
+    """For those of diffusers that have this name, and are told time as it passes."""
+
+
+class ZImageTransformer2DModel(Heard):
+    """The same."""
+
+
+class MochiTransformer3DModel(Heard):
+    """The same, in training steps."""
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "tell"),
+    [
+        (Heard, lambda timestep: timestep),
+        (Heard, lambda timestep: timestep / 1000),
+        (Heard, lambda timestep: (timestep / 1000).bfloat16()),
+        (Lumina2Transformer2DModel, lambda timestep: 1 - timestep / 1000),
+        (ZImageTransformer2DModel, lambda timestep: (1000 - timestep) / 1000),
+        (MochiTransformer3DModel, lambda timestep: 1000 - timestep),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 2, 3, 6])
+def test_time_is_read_however_a_denoiser_is_told_it(denoiser: Any, tell: Any, first: int) -> None:
+    """Also from the middle of the schedule on, as img2img begins."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe = SimpleNamespace(scheduler=scheduler, transformer=denoiser())
+    told: Told = []
+    planner = SimpleNamespace(cast=SimpleNamespace(has_pair=False), settings=None)
+    fusion: Any = SimpleNamespace(planner=planner, begin=lambda _moments: None, at=told.append)
+    with clock(pipe, fusion, BatchRows()):
+        scheduler.set_timesteps(9)
+        for timestep in scheduler.timesteps[first:]:
+            pipe.transformer(torch.zeros(1), timestep=tell(timestep))
+    assert places(told) == whole(9 - first)
+    noises = [1 - float(timestep) / 1000 for timestep in scheduler.timesteps[first:]]
+    assert [moment.noise for moment in told] == pytest.approx(noises)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,14 @@ from klora.weights.branch import BatchRows
 
 #: Denoisers whose pipelines run both passes of the guidance in one batch, the unconditional rows first.
 _BATCHING = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel"})
+
+#: Denoisers that are told time as it passes, 0 at pure noise, where all others are told the noise that is
+#: left; and whether in shares of 1, as Flux's noise, or in training steps.
+_TOLD_TIME = {
+    "Lumina2Transformer2DModel": True,
+    "MochiTransformer3DModel": False,
+    "ZImageTransformer2DModel": True,
+}
 
 #: Guidance by an image or by perturbed attention, where it is on, has a third part of the batch.
 _OF_A_THIRD_PART = ("image_guidance_scale", "do_perturbed_attention_guidance")
@@ -42,13 +50,13 @@ def clock(
     def before_call(denoiser: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         while waiting:
             waiting.pop()(denoiser, arguments, keywords)
-        told = keywords["timestep"] if "timestep" in keywords else arguments[1]
-        timestep = float(told.flatten()[0]) if hasattr(told, "flatten") else float(told)
+        given = keywords["timestep"] if "timestep" in keywords else arguments[1]
+        told = float(given.flatten()[0]) if hasattr(given, "flatten") else float(given)
         if wants_rows:
             _tell_rows(pipe, rows, batch_of(arguments, keywords), _is_conditional(keywords))
-        if not passes or passes[-1].is_over(timestep):
-            passes.append(_Pass(pipe, timestep))
-        passes[-1].advance(fusion, timestep)
+        if not passes or passes[-1].is_over(told):
+            passes.append(_Pass(pipe, told))
+        passes[-1].advance(fusion, told)
 
     handle = denoiser_of(pipe).register_forward_pre_hook(before_call, with_kwargs=True)
     try:
@@ -111,29 +119,47 @@ def _tell_rows(pipe: Any, rows: BatchRows, batch: int, is_conditional: bool) -> 
     rows.tell(batch, ((0, first),))
 
 
+class _Scale:
+    """From what a denoiser is told to a timestep of the scheduler: ``timestep = offset + factor * told``."""
+
+    def __init__(self, pipe: Any, timesteps: Sequence[float], first: float) -> None:
+        count = float(pipe.scheduler.config.num_train_timesteps)
+        is_share = _TOLD_TIME.get(type(denoiser_of(pipe)).__name__)
+        if is_share is not None:
+            self._offset, self._factor = count, -count if is_share else -1.0
+            return
+        # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype. Where 1 may
+        # be either, it is its first step, and a UNet's last.
+        factors = (1.0, count) if hasattr(pipe, "unet") else (count, 1.0)
+        self._offset = 0.0
+        self._factor = min(factors, key=lambda factor: min(abs(one / factor - first) for one in timesteps))
+
+    def timestep(self, told: float) -> float:
+        """The timestep, as far as the denoiser's dtype tells it."""
+        return self._offset + self._factor * told
+
+
 class _Pass:
     """One sampling, from its first call of the denoiser to its last."""
 
-    def __init__(self, pipe: Any, first: float) -> None:
+    def __init__(self, pipe: Any, told: float) -> None:
         scheduler = pipe.scheduler
         timesteps = _numbers(scheduler.timesteps)
-        # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype.
-        scales = (1.0, 1.0 / scheduler.config.num_train_timesteps)
         self._pipe = pipe
-        self._scale = min(scales, key=lambda scale: min(abs(one * scale - first) for one in timesteps))
+        self._scale = _Scale(pipe, timesteps, told)
         self._schedule = scheduler.timesteps
         self._timesteps = timesteps
         self._train_timesteps = int(scheduler.config.num_train_timesteps)
         self._is_flow = hasattr(scheduler.config, "shift")
         # A timestep may be 0, a level of a position may not.
         self._position = Position([timestep + 1 for timestep in timesteps], len(timesteps))
-        self._first = self._last = first
+        self._first = self._last = self._scale.timestep(told)
         self._has_begun = False
 
-    def is_over(self, timestep: float) -> bool:
-        """Whether the call that is about to be made at ``timestep``, as the denoiser is told it, belongs to
+    def is_over(self, told: float) -> bool:
+        """Whether the call that is about to be made, of which the denoiser is told ``told``, belongs to
         another sampling."""
-        schedule = self._pipe.scheduler.timesteps
+        timestep, schedule = self._scale.timestep(told), self._pipe.scheduler.timesteps
         is_higher = timestep > self._last
         if schedule is not self._schedule:
             # Every sampling sets the timesteps anew. The same ones that only go on downwards are the second
@@ -148,9 +174,10 @@ class _Pass:
         levels_up = len({one for one in self._timesteps if low < one <= high})
         return timestep >= self._first * 0.999 or levels_up > 1
 
-    def advance(self, fusion: Fusion, timestep: float) -> None:
-        """Tell ``fusion`` the time of the call that is about to be made at ``timestep``."""
-        self._last = timestep
+    def advance(self, fusion: Fusion, told: float) -> None:
+        """Tell ``fusion`` the time of the call that is about to be made, of which the denoiser is told
+        ``told``."""
+        timestep = self._last = self._scale.timestep(told)
         self._schedule = self._pipe.scheduler.timesteps
         nearest = self._nearest(timestep)
         step = self._position.advance(nearest + 1)
@@ -160,7 +187,7 @@ class _Pass:
         fusion.at(self._moment(step, nearest))
 
     def _nearest(self, timestep: float) -> float:
-        return min(self._timesteps, key=lambda one: abs(one * self._scale - timestep))
+        return min(self._timesteps, key=lambda one: abs(one - timestep))
 
     def _moment(self, step: int, timestep: float) -> Moment:
         if self._is_flow:
