@@ -128,8 +128,8 @@ class _Scale:
         if is_share is not None:
             self._offset, self._factor = count, -count if is_share else -1.0
             return
-        # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype. Where 1 may
-        # be either, it is its first step, and a UNet's last.
+        # Flux is given the timestep divided by the number of training steps, in the pipeline's dtype. A 1 is
+        # its first step, and a UNet's last.
         factors = (1.0, count) if hasattr(pipe, "unet") else (count, 1.0)
         self._offset = 0.0
         self._factor = min(factors, key=lambda factor: min(abs(one / factor - first) for one in timesteps))
