@@ -287,8 +287,13 @@ def test_with_api_auth_every_route_demands_it(host: FakeHost) -> None:
             assert caught.value.status_code == 401
 
 
-def test_behind_a_login_and_without_an_api_nothing_is_opened(host: FakeHost) -> None:
-    host.options.gradio_auth, host.options.api = "ann:secret", False
+@pytest.mark.parametrize(
+    ("option", "given"), [("gradio_auth", "ann:secret"), ("gradio_auth_path", "who.txt")]
+)
+def test_behind_a_login_and_without_an_api_nothing_is_opened(host: FakeHost, option: str, given: str) -> None:
+    host.options.api = False
+    assert len(opened(host).routes) == 4
+    setattr(host.options, option, given)
     assert opened(host).routes == {}
     host.options.nowebui = True
     assert len(opened(host).routes) == 4
