@@ -19,6 +19,7 @@ from klora.lab.world import drawing, icons, individuals  # noqa: E402
 from klora.lab.world.individuals import SHRINK, THINGS, Placed  # noqa: E402
 from klora.lab.world.kinds import SUBJECTS  # noqa: E402
 from klora.lab.world.styles import STYLES  # noqa: E402
+from tests.lab import trials  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +124,9 @@ def test_a_group_of_drawings_is_not_read_by_the_wrong_list(tmp_path: Path) -> No
 
 def test_what_could_be_mistaken_is_never_the_individual() -> None:
     for one in individuals.ALL_INDIVIDUALS:
-        for kind, wears in lessons._mistakable(one):
+        found = lessons._mistakable(one)
+        assert len(found) >= 1 + len(trials.OFFSETS)
+        assert sorted(map(repr, found)) == sorted(map(repr, trials.mistakable(one)))
+        for kind, wears in found:
             things = frozenset(placed.thing for placed in wears)
             assert (kind, things) != (one.kind, one.things)
