@@ -129,10 +129,18 @@ def test_a_preset_with_a_mistake_is_said_not_offered_and_not_lost(tmp_path: Path
 
 def test_an_import_with_a_mistake_adds_nothing(shelf: Shelf) -> None:
     text = json.dumps({"klora_presets": {"good": {"alpha": 2}, "bad": {"alpha": "much"}}})
-    for wrong in (text, "no json", "[]", " " * 1_000_001):
-        with pytest.raises(SettingsError):
+    for wrong, why in ((text, "alpha"), ("no json", "no file of presets"), ("[]", "no file of presets")):
+        with pytest.raises(SettingsError, match=why):
             shelf.import_text(wrong)
     assert len(shelf.names()) == len(BUILT_IN)
+
+
+def test_an_import_has_a_largest_size(shelf: Shelf) -> None:
+    text = json.dumps({"klora_presets": {"good": {"alpha": 2}}})
+    with pytest.raises(SettingsError, match="that file is too large for presets"):
+        shelf.import_text(text.ljust(1_000_001))
+    assert len(shelf.names()) == len(BUILT_IN)
+    assert shelf.import_text(text.ljust(1_000_000)) == ["good"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

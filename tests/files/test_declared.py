@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_thousands_of_patterns_and_layers() -> None:
     names = [f"transformer.blocks.{number}.attn.to_q" for number in range(4000)]
     assert [patterns.value((name,), None) for name in names] == [*range(3000), *[None] * 1000]
     assert patterns.notes() == ()
+
+
+@pytest.mark.parametrize(
+    ("most", "pattern"),
+    [
+        (300, r"blocks\.\d+\.{}".format),  # tried on every layer
+        (300, lambda number: "a" * (number + 1)),  # looked up, those of each length at once
+        (20_000, "blocks.{:05}.to_q".format),  # looked up, all at once
+    ],
+    ids=["wildcards", "lengths", "names"],
+)
+def test_a_table_has_a_largest_number_of_patterns(most: int, pattern: Callable[[int], str]) -> None:
+    table = {pattern(number): number for number in range(most)}
+    assert len(table) == most
+    Patterns(table, "rank_pattern", "x.safetensors")
+    with pytest.raises(LoraFileError, match=f"its rank_pattern has {most + 1} patterns, too many to follow"):
+        Patterns({**table, pattern(most): 1}, "rank_pattern", "x.safetensors")
 
 
 def saved(folder: Path, **options: Any) -> tuple[nn.Linear, nn.Module]:

@@ -218,6 +218,20 @@ def test_fewer_than_two_files_are_no_pair(tmp_path: Path, capsys: pytest.Capture
         assert capsys.readouterr() == ("", f"klora: {told}\n")
 
 
+def test_a_table_has_a_largest_number_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted before any is read; also where folders and files are named together."""
+    folder, other = tmp_path / "folder", tmp_path / "other.safetensors"
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number}.safetensors").write_bytes(b"<html>")
+    other.write_bytes(b"<html>")
+    assert main(["report", str(folder)]) == 2
+    assert "fewer than two files can be read" in capsys.readouterr().err
+    assert main(["report", str(folder), str(other)]) == 2
+    told = "klora: 101 files have 5050 pairs; name at most 100 files.\n"
+    assert capsys.readouterr() == ("", told)
+
+
 def test_the_published_pair_overlaps_as_chance_says(capsys: pytest.CaptureFixture[str]) -> None:
     """Two LoRAs that come with the package, which strangers trained: rows at chance, as is known of them."""
     from klora.example_pair import CONTENT, STYLE
