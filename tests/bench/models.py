@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from klora.files import is_attention, ldm_name
 Shapes = Mapping[str, tuple[int, ...]]
 
 #: Architecture of SDXL's UNet, as published in its config.json.
-_SDXL = {
+_SDXL: Mapping[str, Any] = {
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -26,16 +27,32 @@ _SDXL = {
     "projection_class_embeddings_input_dim": 2816,
 }
 
+#: The same of SD1's, where it is not what diffusers takes by itself.
+_SD1: Mapping[str, Any] = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+
 #: Flux: blocks of two streams, blocks of one, width.
 _DOUBLE, _SINGLE, _WIDTH = 19, 38, 3072
 
 
 def sdxl_shapes() -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of the weight, of every linear and convolution; diffusers tells them."""
+    return _shapes(_SDXL)
+
+
+def sd1_shapes() -> dict[str, tuple[int, ...]]:
+    """The same of SD1's UNet."""
+    return _shapes(_SD1)
+
+
+def _shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**_SDXL)
+        unet = UNet2DConditionModel(**architecture)
     wanted = (torch.nn.Linear, torch.nn.Conv2d)
     return {name: tuple(one.weight.shape) for name, one in unet.named_modules() if isinstance(one, wanted)}
 

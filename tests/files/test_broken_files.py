@@ -1,7 +1,7 @@
 """Files with any defect, made by hypothesis: `read_lora` names the defect or gives the right dW.
 
 Three generators: layers of any type with shapes and formats that may be wrong, bytes of a sound file that are
-changed, and headers that are JSON of any kind. Together at least 5,000 cases.
+changed, and headers that are JSON of any kind.
 """
 
 from __future__ import annotations
@@ -241,10 +241,6 @@ def test_types_against_sums_written_out(out: int, inside: int, rank: int, a: int
 
 def _dot(first: torch.Tensor, second: torch.Tensor, row: int, column: int) -> float:
     return sum(float(first[row, k]) * float(second[k, column]) for k in range(second.shape[0]))
-
-
-def test_there_are_enough_cases() -> None:
-    assert sum(CASES.values()) >= 5000
 
 
 def test_the_generators_make_sound_files_too() -> None:

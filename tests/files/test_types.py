@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from klora.files import LoraFile, read_lora
 
@@ -14,6 +18,7 @@ from .make_samples import main, truth_of
 
 COMMITTED = Path(__file__).parents[1] / "data" / "files"
 TOLERANCE = 1e-6
+Numbers = NDArray[np.float64]
 LIBRARIES = all(importlib.util.find_spec(one) for one in ("peft", "diffusers", "lycoris"))
 
 
@@ -82,7 +87,7 @@ def test_a_type_that_depends_on_the_weight_asks_for_it(sample: str) -> None:
 
 
 def test_glora_in_the_old_orientation(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     path = COMMITTED / "lycoris_glora.safetensors"
     swap = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
@@ -100,13 +105,57 @@ def test_glora_in_the_old_orientation(tmp_path: Path) -> None:
         assert float((layer.delta(weights[name]) - truth[name]).norm() / truth[name].norm()) < TOLERANCE
 
 
-def test_fp64_is_computed_in_fp64() -> None:
-    path = COMMITTED / "lycoris_locon.safetensors"
-    truth, _ = truth_of(path)
-    for name, layer in read_lora(path).layers.items():
-        assert layer.delta(dtype=torch.float64).dtype == torch.float64
-        assert layer.delta(dtype=torch.float16).dtype == torch.float16
-        assert layer.shape == tuple(truth[name].shape)
+def in_fp64(of: Mapping[str, Numbers], base: Numbers | None) -> Numbers:
+    """dW of a linear from its tensors and, where it is needed, the model's own weight; numpy's fp64."""
+
+    def two(name: str) -> Numbers:
+        return of[name] if name in of else of[f"{name}_a"] @ of[f"{name}_b"]
+
+    low = [of[name] for name in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "b2.weight") if name in of]
+    scale = float(of["alpha"]) / len(low[0]) if low else 1.0
+    if "diff" in of:
+        return of["diff"]
+    if "a1.weight" in of:
+        assert base is not None
+        mixed = base @ of["a1.weight"] @ of["a2.weight"]
+        return scale * (mixed + of["b1.weight"] @ of["b2.weight"])
+    if "hada_w1_a" in of:
+        delta = scale * two("hada_w1") * two("hada_w2")
+    elif "lora_up.weight" in of:
+        delta = scale * (of["lora_up.weight"] @ of["lora_down.weight"])
+    else:
+        delta = scale * np.kron(two("lokr_w1"), two("lokr_w2"))
+    if "dora_scale" not in of:
+        return delta
+    assert base is not None
+    per_output = len(of["dora_scale"]) > 1
+    length = of["dora_scale"].reshape((-1, 1) if per_output else (1, -1))
+    whole = base + delta
+    return length * whole / np.sqrt((whole**2).sum(int(per_output), keepdims=True)) - base
+
+
+@pytest.mark.parametrize(
+    "sample",
+    ["locon", "loha", "lokr", "lokr_both", "lokr_small", "lokr_full", "full", "glora",
+     "locon_dora_out", "locon_dora_in", "loha_dora", "lokr_dora"],
+)  # fmt: skip
+def test_fp64_is_computed_in_fp64(sample: str) -> None:
+    path = COMMITTED / f"lycoris_{sample}.safetensors"
+    tensors, (_, weights) = load_file(path), truth_of(path)
+    linears = {name: layer for name, layer in read_lora(path).layers.items() if len(layer.shape) == 2}
+    assert len(linears) >= 4
+    for name, layer in linears.items():
+        base = weights[name] if layer.needs_base else None
+        of = {parameter: tensors[key].double().numpy() for parameter, key in layer.keys.items()}
+        # A convolution of 1 x 1 is a linear to LoHa.
+        expected = in_fp64(of, None if base is None else base.double().numpy().reshape(layer.shape))
+        wide = layer.delta(base, dtype=torch.float64)
+        assert wide.dtype == torch.float64
+        assert layer.shape == tuple(wide.shape) == expected.shape
+        assert np.linalg.norm(wide.numpy() - expected) < 1e-12 * np.linalg.norm(expected), name
+        small = layer.delta(base, dtype=torch.float16)
+        assert small.dtype == torch.float16
+        assert np.linalg.norm(small.double().numpy() - expected) < 1e-3 * np.linalg.norm(expected), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
