@@ -37,11 +37,6 @@ class Cast:
         """The LoRAs' names."""
         return tuple(member.name for member in self.members)
 
-    @property
-    def has_windows(self) -> bool:
-        """Whether any LoRA takes part in some steps only."""
-        return any(member.window != ALWAYS for member in self.members)
-
 
 @dataclass(frozen=True)
 class LayerView:

@@ -8,7 +8,7 @@ same layer stand beside it, so that everything about a layer is on one line.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 #: Rows of a fused layer's output, in units that its parts agree on.
 Ranges = tuple[tuple[int, int], ...]
@@ -169,8 +169,3 @@ def changed(leaves: tuple[Leaf, ...], *others: Leaf) -> tuple[Leaf, ...]:
     """The leaves with those of the same name exchanged, for a model in which they differ."""
     table = {leaf.name: leaf for leaf in others}
     return tuple(table.get(leaf.name, leaf) for leaf in leaves)
-
-
-def counted(block: Block, count: int | None) -> Block:
-    """The same block in another number."""
-    return replace(block, count=count)
