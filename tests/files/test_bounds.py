@@ -1,23 +1,27 @@
-"""Files that are small or sound but ask for much: the work is counted, the memory measured."""
+"""Files that are small or sound but ask for much: the work and the memory are counted."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from klora.__main__ import main
 from klora.errors import LoraFileError
 from klora.files import patterns, read_lora
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"F16": 2, "F32": 4}
 LEAVES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+UNET_IN_PEFT = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -117,54 +121,87 @@ def test_a_long_name_is_not_matched(tmp_path: Path) -> None:
         read_lora(path)
 
 
-#: The inputs of the report, and their kin: name -> the file.
-HEAVY: dict[str, Callable[[Path], Path]] = {
-    "4,000 layers x 3,000 patterns": lambda path: with_patterns(
-        path, 4000, 3000, lambda number: f"transformer_blocks.{number // 8}.attn.{LEAVES[number % 8]}"
-    ),
-    "16384 x 16384": lambda path: sparse(
-        path,
-        {f"{UNET}.lora_down.weight": ("F16", (1, 16384)), f"{UNET}.lora_up.weight": ("F16", (16384, 1))},
-    ),
-    "a LoKr of 8192": lambda path: sparse(
-        path, {f"{UNET}.lokr_w1": ("F32", (2, 2)), f"{UNET}.lokr_w2": ("F16", (4096, 4096))}
-    ),
-    "3,000 fused layers": lambda path: fused(path, 1000),
-    "14,000 experts": lambda path: experts(path, 999),
-    "30 MB of tags": lambda path: sparse(
-        path,
-        lora("transformer.transformer_blocks.0.attn.to_q", 64, 64),
-        {"ss_tag_frequency": json.dumps({"a": {f"tag {number}": number for number in range(600_000)}})},
-    ),
-    "100 MB": lambda path: sparse(
-        path,
-        {
-            key: one
-            for name in layers(200)
-            for key, one in lora(f"transformer.{name}", 3072, 3072, 40).items()
-        },
-    ),
+def wide(path: Path, side: int) -> Path:
+    shapes: Shapes = {
+        f"{UNET}.lora_down.weight": ("F16", (1, side)),
+        f"{UNET}.lora_up.weight": ("F16", (side, 1)),
+    }
+    return sparse(path, shapes)
+
+
+def lokr(path: Path, rows: int) -> Path:
+    return sparse(path, {f"{UNET}.lokr_w1": ("F32", (2, 2)), f"{UNET}.lokr_w2": ("F16", (rows, 4096))})
+
+
+def tags(path: Path, count: int) -> Path:
+    table = {"a": {f"tag {number}": number for number in range(count)}}
+    one = lora("transformer.transformer_blocks.0.attn.to_q", 64, 64)
+    return sparse(path, one, {"ss_tag_frequency": json.dumps(table)})
+
+
+def large(path: Path, count: int) -> Path:
+    shapes = {key: one for name in layers(count) for key, one in lora(name, 3072, 3072, 40).items()}
+    return sparse(path, {f"transformer.{key}": one for key, one in shapes.items()})
+
+
+#: What asks for much: a file of a size, and the smaller of two sizes to compare.
+HEAVY: dict[str, tuple[Callable[[Path, int], Path], int]] = {
+    "patterns": (MANY["patterns without wildcards"], 200),
+    "a wide layer": (wide, 8192),
+    "a LoKr": (lokr, 2048),
+    "fused": (fused, 100),
+    "experts": (experts, 200),
+    "tags": (tags, 20_000),
+    "a large file": (large, 50),
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the most memory so")
-@pytest.mark.parametrize("name", HEAVY)
-def test_inspect_is_quick_and_small(name: str, tmp_path: Path) -> None:
-    """Measured in a process of its own: seconds of the processor, and the most memory."""
-    path = HEAVY[name](tmp_path / "x.safetensors")
-    script = (
-        "import resource, sys\n"
-        "from klora.__main__ import main\n"
-        "status = main(['inspect', sys.argv[1]])\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        # Not ru_maxrss, which begins with the memory of the process that started this one.
-        "told = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
-        "kilobytes = int(told['VmHWM'].split()[0])\n"
-        "print(status, used.ru_utime + used.ru_stime, kilobytes // 1024, file=sys.stderr)\n"
-    )
-    command = [sys.executable, "-c", script, str(path)]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    status, seconds, megabytes = map(float, ran.stderr.splitlines()[-1].split())
-    assert status == 0
-    assert seconds < 10  # 2.5 at most where it was measured
-    assert megabytes < 400  # of which the tags take most
+class Formed(TorchDispatchMode):
+    """Counts the elements of all tensors that torch makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        parts = made if isinstance(made, (tuple, list)) else (made,)
+        self.elements += sum(one.numel() for one in parts if isinstance(one, Tensor))
+        return made
+
+
+def memory_of(action: Callable[[], object]) -> int:
+    """The most bytes that Python and numpy hold at a time."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def inspect(path: Path) -> None:
+    assert main(["inspect", str(path)]) == 0
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_inspect_is_quick_and_small(kind: str, tmp_path: Path) -> None:
+    """By counts, not by a clock: no more work than twice for a file twice as large, and of its tensors
+    neither a whole one nor dW in memory, which only has to hold what the header says.
+    """
+    make, size = HEAVY[kind]
+    tiny = sparse(tmp_path / "tiny.safetensors", lora(UNET_IN_PEFT, 8, 8))
+    paths = [tiny, *(make(tmp_path / f"{times}.safetensors", times * size) for times in (1, 2))]
+    for path in paths:
+        inspect(path)  # so that what is kept of names is kept for all
+    calls = [calls_of(lambda path=path: inspect(path)) for path in paths]
+    assert calls[2] < 2.3 * calls[1]
+    memory = [memory_of(lambda path=path: inspect(path)) for path in paths]
+    with paths[2].open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    body = paths[2].stat().st_size - header
+    assert memory[2] < 2.3 * memory[1]
+    assert memory[2] - memory[0] < 2**21 + 16 * header + body // 2
+    with Formed() as formed:
+        inspect(paths[2])
+    assert formed.elements <= body
