@@ -59,6 +59,53 @@ class Passes:
         return [place >= self._conditional for place in range(start, start + batch)]
 
 
+class _Watch:
+    """Hooks on the CFG module, its inner model and the UNet, which tell ``rows`` before each forward."""
+
+    def __init__(
+        self,
+        denoiser: Any,
+        unet: Callable[[], nn.Module],
+        rows: BatchRows,
+        before_forward: Callable[[], None],
+    ) -> None:
+        self._denoiser, self._unet = denoiser, unet
+        self._rows, self._before_forward = rows, before_forward
+        self._passes = Passes()
+        self._hooks: list[RemovableHandle] = []
+
+    def begin(self) -> None:
+        """Watch over the models that are there now, and no more over others."""
+        self.end()
+        inner: nn.Module = self._denoiser.inner_model
+        self._hooks += [
+            self._denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True),
+            inner.register_forward_pre_hook(self._before_inner),
+            inner.register_forward_hook(self._after_inner),
+            self._unet().register_forward_pre_hook(self._before_unet, with_kwargs=True),
+        ]
+
+    def end(self) -> None:
+        """Take all hooks off."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _before_denoiser(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        told = keywords["cond"] if "cond" in keywords else arguments[3]
+        self._passes.begin(sum(len(parts) for parts in told.batch))
+
+    def _before_inner(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._passes.give(len(arguments[0]))
+
+    def _after_inner(self, _: nn.Module, _arguments: tuple[Any, ...], _output: Any) -> None:
+        self._passes.take()
+
+    def _before_unet(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        batch = len(arguments[0] if arguments else keywords["x"])
+        self._rows.tell(batch, self._passes.of_forward(batch))
+        self._before_forward()
+
+
 @contextmanager
 def telling_rows(
     denoiser: Any,
@@ -72,43 +119,18 @@ def telling_rows(
     ``before_forward`` is called at the same moments, and ``after_switch`` when a refiner has taken over, from
     when on ``unet`` may be another.
     """
-    passes, watches = Passes(), list[RemovableHandle]()
-
-    def before_denoiser(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        told = keywords["cond"] if "cond" in keywords else arguments[3]
-        passes.begin(sum(len(parts) for parts in told.batch))
-
-    def before_inner(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        passes.give(len(arguments[0]))
-
-    def before_unet(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        batch = len(arguments[0] if arguments else keywords["x"])
-        rows.tell(batch, passes.of_forward(batch))
-        before_forward()
-
-    def unwatch() -> None:
-        while watches:
-            watches.pop().remove()
-
-    def watch() -> None:
-        unwatch()
-        inner = denoiser.inner_model
-        watches.append(inner.register_forward_pre_hook(before_inner))
-        watches.append(inner.register_forward_hook(lambda *_: passes.take()))
-        watches.append(unet().register_forward_pre_hook(before_unet, with_kwargs=True))
+    watch = _Watch(denoiser, unet, rows, before_forward)
 
     def switched() -> None:
         after_switch()
-        watch()
+        watch.begin()
 
-    handle = denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True)
     try:
-        watch()
+        watch.begin()
         with _telling_of_switches(denoiser, switched):
             yield
     finally:
-        handle.remove()
-        unwatch()
+        watch.end()
 
 
 def _telling_of_switches(denoiser: Any, switched: Callable[[], None]) -> AbstractContextManager[None]:
