@@ -19,6 +19,7 @@ from tests.hosts.server import WebUI
 
 KNOWN = (
     "adetailer",
+    "multidiffusion-upscaler-for-automatic1111",
     "sd-dynamic-prompts",
     "sd-forge-couple",
     "sd-webui-controlnet",

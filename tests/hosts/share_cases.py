@@ -7,7 +7,7 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from klora.files import read_lora
 from klora.files.conversion import state_dict_in
 from klora.planning import rewritten
 from klora.settings import Settings
-from tests.hosts.server import RefusedError, WebUI
+from tests.hosts.server import Answer, RefusedError, WebUI
 from tests.published import PUBLISHED
 
 NAMES = ("content-sd1-a", "style-sd1-a")
 CONTENT, STYLE = (f"<lora:{name}:1>" for name in NAMES)
 PAIR = f"a cat {CONTENT}{STYLE}"
 HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+#: Mean difference of pictures that differ by the order of additions alone, of 255.
+SAME = 0.2
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "hires": HIRES,
@@ -129,6 +131,18 @@ ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rows", ROWS)
 def test_the_unconditional_rows_get_what_the_guidance_says(webui: WebUI, rows: str, guidance: str) -> None:
     check_guidance(webui, guidance, **ROWS[rows])
+
+
+def check_tiles(tiled: Callable[[dict[str, Any], int], Answer]) -> None:
+    """Whether the unconditional rows are the same however many tiles go through the denoiser at once.
+
+    ``tiled`` makes a pair with the settings, by so many tiles together.
+    """
+    for settings in ({**PUBLISHED, "guidance": "none"}, {}):
+        one, four = (tiled(settings, together) for together in (1, 4))
+        assert four.mean_distance(one) < SAME
+        both = tiled({**settings, "guidance": "both"}, 4)
+        assert both.mean_distance(four) > 10 * SAME  # so it would be seen
 
 
 def check_guidance(

@@ -14,6 +14,7 @@ import pytest
 
 from tests.hosts.family import FORGE, FamilyWebUI, running
 from tests.hosts.server import Answer
+from tests.hosts.share_cases import SAME
 from tests.hosts.test_neighbours import (  # noqa: F401 - a fixture
     BLOCKS,
     CONTENT,
@@ -31,9 +32,6 @@ COUPLE, BLOCK_WEIGHT = "sd-forge-couple", "sd-webui-lora-block-weight"
 
 #: What gives the two sides of the guidance different shares.
 SIDES: dict[str, Any] = {**PUBLISHED, "keep": 0.5, "guidance": "content"}
-
-#: Mean difference of pictures that differ by the order of additions alone, of 255.
-SAME = 0.2
 
 #: Two regions side by side, without a background, one line of the prompt for each.
 SIDE_BY_SIDE: list[Any] = [True, False, "Basic", "", "Horizontal", "None", 0.5, [], "off", False, True]

@@ -17,6 +17,7 @@ import pytest
 from klora.files.conversion import convert
 from tests.hosts.neighbours import DETECTOR, neighbours_in, running_beside
 from tests.hosts.server import Answer, RefusedError, WebUI
+from tests.hosts.share_cases import check_guidance, check_tiles
 from tests.hosts.test_types import KINDS, write
 from tests.published import PUBLISHED
 
@@ -88,6 +89,29 @@ def test_beside_neighbours_that_stand_by_every_picture_is_the_same(
         assert beside.txt2img(PAIR, settings).pixels == webui.txt2img(PAIR, settings).pixels
     for alone, settings in ((CONTENT, CONTENT_WINS), (STYLE, STYLE_WINS), (WEIGHTED_PAIR, WEIGHTED)):
         assert beside.txt2img(PAIR, settings).pixels == webui.txt2img(f"a cat {alone}").pixels
+
+
+# --- Tiled Diffusion ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
+@pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
+def test_the_unconditional_rows_of_tiles(folder: Path, beside: WebUI, method: str, sampler: str) -> None:
+    """Tiles of half the picture that lie half over each other."""
+    needs(folder, "multidiffusion-upscaler-for-automatic1111")
+    request: dict[str, Any] = {"width": 256, "height": 256, "sampler_name": sampler}
+
+    def tiled(settings: dict[str, Any] | None, together: int, prompt: str = PAIR) -> Answer:
+        arguments = [True, method, False, True, 1024, 1024, 16, 16, 8, together]
+        tiles = {"Tiled Diffusion": {"args": arguments}}
+        return beside.txt2img(prompt, settings, alwayson_scripts=tiles, **request)
+
+    check_tiles(tiled)
+    tiles = {"Tiled Diffusion": {"args": [True, method, False, True, 1024, 1024, 16, 16, 8, 4]}}
+    check_guidance(beside, "none", alwayson_scripts=tiles, **request)
+    assert tiled(None, 4, "a cat ").pixels != beside.txt2img("a cat ", **request).pixels
+    only = tiled(None, 4, f"a cat {CONTENT}")
+    assert tiled(CONTENT_WINS, 4).pixels == only.pixels
 
 
 # --- lora-block-weight -------------------------------------------------------------------------------------
