@@ -10,7 +10,6 @@ a folder of the test.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,8 +86,6 @@ def webui(a1111_root: Path, a1111_python: str, models: Path, data_folder: Path) 
     """AUTOMATIC1111, running."""
     with running_a1111(a1111_root, a1111_python, models, data_folder) as webui:
         yield webui
-    if sys.exc_info()[0] is not None:  # pragma: no cover - for a reader of a failure
-        print((data_folder / "webui.log").read_text(errors="replace")[-4000:])
 
 
 @pytest.fixture(scope="session")

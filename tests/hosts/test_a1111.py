@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +120,32 @@ def test_each_mode_is_what_it_says(webui: WebUI, mode: str, prompt: str | None) 
         assert webui.txt2img(PAIR, {"mode": mode}, **request).pixels == expected.pixels
 
 
+def _calls(webui: WebUI) -> int:
+    """How often the denoiser was called since the probe was armed."""
+    return len(webui.call("/probe/look")["calls"])
+
+
 def _interrupted(webui: WebUI) -> None:
     webui.call("/probe/arm", {"interrupt_at": 4})
     webui.txt2img(PAIR, {}, steps=8)
+    assert 0 < _calls(webui) < 8
 
 
 def _skipped(webui: WebUI) -> None:
     webui.call("/probe/arm", {"skip_at": 4})
     webui.txt2img(PAIR, {}, steps=8, n_iter=2)
+    assert 8 < _calls(webui) < 16
 
 
 def _interrupted_from_outside(webui: WebUI) -> None:
-    job = threading.Thread(target=lambda: webui.txt2img(PAIR, {}, steps=100))
-    job.start()
-    time.sleep(1.5)
-    webui.call("/sdapi/v1/interrupt", {})
-    job.join()
+    webui.call("/probe/arm", {})
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(lambda: webui.txt2img(PAIR, {}, steps=100))
+        while _calls(webui) == 0 and not job.done():
+            time.sleep(0.1)
+        webui.call("/sdapi/v1/interrupt", {})
+        job.result()
+    assert 0 < _calls(webui) < 100
 
 
 def _failed(webui: WebUI) -> None:

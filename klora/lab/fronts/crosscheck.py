@@ -1,8 +1,8 @@
 """A cross-check by an eye that nobody here trained: the ImageNet network EfficientNet-Lite0.
 
 It names a picture by the nearest of the true drawings: its style among those of the subject in all styles of
-the half, its subject among those of all subjects of the half and the world in the style. Where it disagrees
-with the judges, the report says so; neither is the truth.
+the half, its subject among those of all subjects of the half and the world in the style. Neither it nor
+the judges are the truth; docs/choices.md tells where they disagree.
 """
 
 from __future__ import annotations
