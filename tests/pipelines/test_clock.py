@@ -139,11 +139,19 @@ def test_img2img_again_with_less_and_with_more_strength(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheduler",
-    ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler"],
+    ("scheduler", "more", "steps"),
+    [
+        ("HeunDiscreteScheduler", {}, 4),
+        ("KDPM2DiscreteScheduler", {}, 4),
+        ("KDPM2AncestralDiscreteScheduler", {}, 4),
+        ("PNDMScheduler", {"skip_prk_steps": True}, 4),  # as SD1 has it
+        ("PNDMScheduler", {}, 7),  # with its start, whose calls lie at levels of their own
+    ],
 )
-def test_a_solver_that_calls_several_times_a_step_stays_in_one_sampling(scene: Scene, scheduler: str) -> None:
-    scene.takes(scheduler)
+def test_a_solver_that_calls_several_times_a_step_stays_in_one_sampling(
+    scene: Scene, scheduler: str, more: dict[str, Any], steps: int
+) -> None:
+    scene.takes(scheduler, **more)
     begun = []
     with scene.fused() as (fusion, told):
         begin = fusion.begin
@@ -156,6 +164,7 @@ def test_a_solver_that_calls_several_times_a_step_stays_in_one_sampling(scene: S
         found = places(one)
         assert found == sorted(found)
         assert (found[0][0], found[-1][0] + 1) == (0, found[-1][1])
+        assert {count for _, count in found} == {steps}  # 4 were asked for
 
 
 def test_another_scheduler_between_two_samplings(scene: Scene) -> None:

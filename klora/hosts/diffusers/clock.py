@@ -152,7 +152,8 @@ class _Pass:
         self._train_timesteps = int(scheduler.config.num_train_timesteps)
         self._is_flow = hasattr(scheduler.config, "shift")
         # A timestep may be 0, a level of a position may not.
-        self._position = Position([timestep + 1 for timestep in timesteps], len(timesteps))
+        starts = _starts(scheduler, timesteps)
+        self._position = Position([timestep + 1 for timestep in starts], len(starts))
         self._first = self._last = self._scale.timestep(told)
         self._has_begun = False
 
@@ -195,6 +196,15 @@ class _Pass:
         else:
             noise = noise_progress(timestep, self._train_timesteps)
         return Moment(step, self._position.steps, noise, _guidance_scale(self._pipe))
+
+
+def _starts(scheduler: Any, timesteps: Sequence[float]) -> list[float]:
+    """Where steps begin: a scheduler of second order lists the second call of a step, too, at the timestep of
+    the next (Heun) or at one between (KDPM2).
+    """
+    levels = list({round(one, 2): one for one in reversed(timesteps)}.values())[::-1]
+    steps = getattr(scheduler, "num_inference_steps", None) or len(levels)
+    return levels[::2] if getattr(scheduler, "order", 1) == 2 and len(levels) > steps else levels
 
 
 def _numbers(timesteps: Iterable[Any]) -> list[float]:
