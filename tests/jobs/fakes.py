@@ -190,12 +190,14 @@ def install(networks: ModuleType | Any) -> None:
             layer.network_weights_backup = layer.weight.detach().clone()
         restore(layer)
         for one in networks.loaded_networks:
-            if name in one.modules and networks.fail_merge_in == name:
-                errors = networks.extra_network_lora.errors
-                errors[one.name] = errors.get(one.name, 0) + 1
-                continue
             if name in one.modules:
-                layer.weight.data += one.modules[name].calc_updown(layer.weight)[0]
+                try:
+                    if networks.fail_merge_in == name:
+                        raise RuntimeError("out of memory")
+                    layer.weight.data += one.modules[name].calc_updown(layer.weight)[0]
+                except RuntimeError:
+                    errors = networks.extra_network_lora.errors
+                    errors[one.name] = errors.get(one.name, 0) + 1
                 continue
             parts = [one.modules.get(f"{name}_{letter}_proj") for letter in "qkv"]
             if isinstance(layer, QkvLinear) and all(parts):

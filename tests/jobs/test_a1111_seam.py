@@ -15,6 +15,7 @@ from torch import Tensor
 from klora.errors import HostError, LoraFileError
 from klora.hosts.a1111.rows import telling_rows
 from klora.hosts.a1111.seam import A1111Seam
+from klora.hosts.common.boundary import OutOfMemoryError
 from klora.planning import Cast
 from klora.schedule import LayerShares, Moment
 from klora.weights import prepare
@@ -587,6 +588,43 @@ def test_a_refiner_without_such_a_layer_or_loras_has_no_branch(scene: Scene) -> 
             assert not any(hooks)
             scene.networks.loaded_networks = listed
         seam.follow_model(mapped(scene, scene.model))
+
+
+@pytest.mark.parametrize("name", ["fox", "My Fox v2", "fox (read by K-LoRA)"])
+def test_a_merge_that_the_host_counts_as_failed(scene: Scene, name: str) -> None:
+    """It counts by the word of the tag, or the name that a LoRA was given when it was read here."""
+    if scene.model.functional:
+        pytest.skip("nothing is merged")
+    scene.fox.name = name
+    seam, layer = scene.seam(mapped(scene, scene.model)), scene.model.named[ATTENTION[0]]
+    shares = {CANONICAL[ATTENTION[0]]: LayerShares((1, 0))}
+    scene.networks.fail_merge_in = ATTENTION[0]
+    with seam.withheld(list(shares)):
+        seam.apply(shares)
+        for _ in range(2):  # it is not taken for merged
+            with pytest.raises(OutOfMemoryError, match="in the merge of fox and ink into"):
+                scene.networks.network_apply_weights(layer)
+        scene.networks.fail_merge_in = None
+        scene.networks.network_apply_weights(layer)
+        merged = layer.weight.detach().clone()
+    own = (one.modules[ATTENTION[0]].calc_updown(merged)[0] for one in (scene.fox, scene.oak))
+    torch.testing.assert_close(merged, scene.model.clean[ATTENTION[0]] + sum(own))
+
+
+def test_a_refiner_s_layers_of_another_shape_are_left_to_the_host(scene: Scene) -> None:
+    """It counts there what it goes without, and makes the picture."""
+    if scene.model.functional:
+        pytest.skip("nothing is merged")
+    seam, name = scene.seam(mapped(scene, scene.model)), ATTENTION[0]
+    wider: Any = torch.nn.Linear(SIZE + 1, SIZE)
+    wider.network_layer_name = name
+    before = wider.weight.detach().clone()
+    with seam.withheld([CANONICAL[name]]):
+        seam.apply({CANONICAL[name]: LayerShares((1, 0.5))})
+        seam.follow_model(SimpleNamespace(network_layer_mapping={name: wider}))
+        scene.networks.network_apply_weights(wider)
+    assert scene.networks.extra_network_lora.errors
+    assert torch.equal(wider.weight, before)
 
 
 @pytest.mark.parametrize("kind", ["plain", "dora"])

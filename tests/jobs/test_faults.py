@@ -199,8 +199,11 @@ def test_the_host_s_merge_runs_out_of_memory(webui: Webui) -> None:
     fused = webui.generate(BOTH, PUBLISHED).seen
     pictures(webui)  # the fused weights are gone
     webui.networks.fail_merge_in = ATTENTION[2]
-    with pytest.raises(OutOfMemoryError, match=rf"memory ran out \(in the merge of .*{ATTENTION[2]}\); make"):
+    sentence = rf"memory ran out \(in the merge of .*{ATTENTION[2]}\); make"
+    with pytest.raises(OutOfMemoryError, match=sentence) as caught:
         webui.generate(BOTH, PUBLISHED)
+    assert vars(caught.value)["status_code"] == 422  # of which the host's API makes its answer
+    assert vars(caught.value)["detail"] == str(caught.value)
     webui.networks.fail_merge_in = None
     assert same([webui.generate(BOTH, PUBLISHED).seen], [fused])
     assert same(pictures(webui), before)

@@ -6,7 +6,7 @@ for a comment beside the picture, and takes the layer for merged.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 from klora.hosts.common.boundary import OutOfMemoryError
@@ -15,16 +15,16 @@ from klora.hosts.common.boundary import OutOfMemoryError
 _UNFINISHED = (("a merge that failed",),)
 
 
-def failures(networks: Any, names: Collection[str]) -> int:
-    """How many merges of the networks ``names`` the host has counted as failed since it loaded them."""
+def failures(networks: Any, cast: Iterable[Any]) -> int:
+    """How many merges of the networks ``cast`` the host has counted as failed since it loaded them."""
     counted = getattr(getattr(networks, "extra_network_lora", None), "errors", {})
-    return sum(counted.get(name, 0) for name in names)
+    return sum(counted.get(one.name, 0) for one in cast)  # by the tag's word, or the name that we gave
 
 
-def give_up(layer: Any, names: Collection[str]) -> None:
+def give_up(layer: Any, names: Iterable[str]) -> None:
     """Let the next forward of a layer merge it anew, and raise `OutOfMemoryError`.
 
-    The plan has formed the dW of these networks, so they fit the layer: memory is what can be missing.
+    For networks that fit the layer: memory is what can be missing.
     """
     layer.network_current_names = _UNFINISHED
     what = f"in the merge of {' and '.join(names)} into {layer.network_layer_name}"

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from klora.hosts.a1111.modules import parts_of
 from klora.hosts.a1111.multiplier import multiplied
+from klora.hosts.common.boundary import is_lack_of_memory
 from klora.hosts.common.checks import does_not_fit
 
 #: Network modules whose dW is made of their own tensors alone.
@@ -33,13 +34,16 @@ def adds_the_same(module: Any) -> bool:
 def updown(network: Any, module: Any, weight: Tensor, layer: str) -> tuple[Tensor, Tensor | None]:
     """(dW, change of the bias) as the host would add them to ``weight`` by a network's ``module``.
 
-    Raises `LoraFileError`, which calls the layer ``layer``, where the host would skip it without a word.
+    Raises `LoraFileError`, which calls the layer ``layer``, where the host would skip it without a word;
+    a lack of memory as it is.
     """
     name = network.network_on_disk.name
     try:
         with torch.no_grad():
             delta, bias = module.calc_updown(weight)
     except RuntimeError as error:
+        if is_lack_of_memory(error):
+            raise
         raise does_not_fit(name, layer, str(error)) from error
     if delta.shape != weight.shape and weight.shape[1:2] != (_INPAINTING,):
         raise does_not_fit(name, layer, f"{list(delta.shape)} instead of {list(weight.shape)}")

@@ -192,8 +192,8 @@ class A1111Seam:
         return tuple(_multiplier(network) for network in self._cast)
 
     def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        networks, table, names = self._networks, self._shares, self.names[:2]
-        contested = {self._host_names[view.name] for view in self.layers() if view.is_shared}
+        networks, table = self._networks, self._shares
+        contested = {self._host_names[view.name]: view.name for view in self.layers() if view.is_shared}
 
         def network_function(layer: nn.Module, *arguments: Any, **keywords: Any) -> Any:
             shares = table.get(getattr(layer, "network_layer_name", ""))
@@ -209,16 +209,28 @@ class A1111Seam:
                 if absent:
                     # By identity and at call time: a refiner of another architecture empties the list.
                     networks.loaded_networks = [one for one in loaded if not _is_among(one, absent)]
-                failed = failures(networks, names)
+                failed = failures(networks, cast)
                 try:
                     result = original(layer, *arguments, **keywords)
                 finally:
                     networks.loaded_networks = loaded
-            if failures(networks, names) > failed and layer.network_layer_name in contested:
-                give_up(layer, names)
+            if failures(networks, cast) > failed:
+                self._look_into(layer, contested.get(getattr(layer, "network_layer_name", "")))
             return result
 
         return network_function
+
+    def _look_into(self, layer: nn.Module, contested: str | None) -> None:
+        """The host has counted a merge as failed: raise `KloraError` if it matters to the contest.
+
+        It does not where a refiner's layer of this name has another shape: there the host goes without.
+        """
+        if contested is None or not isinstance(layer, nn.Linear | nn.Conv2d):
+            return
+        if self._fits(self._host_names[contested], layer):
+            for network in self._cast[:2]:
+                self._updown(network, contested)  # says what is wrong with a file
+            give_up(layer, self.names[:2])
 
     def _branch(self, layer: str, shares: LayerShares) -> None:
         host_name = self._host_names[layer]

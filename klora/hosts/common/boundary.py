@@ -75,12 +75,17 @@ def attempted(action: Callable[[], T]) -> T | KloraError:
 
 def _named(error: Exception) -> KloraError:
     what = without_paths(_first_line(error))
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
+    if is_lack_of_memory(error):
         return OutOfMemoryError(what)
     if isinstance(error, OSError) and error.strerror is not None:
         return DiskError(what)
     named = f"{type(error).__name__}: {what}"
     return UnforeseenError(named)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def _first_line(error: Exception) -> str:
@@ -98,7 +103,7 @@ def done(action: Callable[[], T]) -> T:
 class InSentences(AbstractContextManager[None]):
     """Inside ``context``: errors of its own, on the way in and out, are raised in sentences.
 
-    What happens inside is raised as it is.
+    What happens inside is raised as it is, errors of ours with what the host's API answers.
     """
 
     def __init__(self, context: AbstractContextManager[Any]) -> None:
@@ -110,6 +115,8 @@ class InSentences(AbstractContextManager[None]):
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        if isinstance(error, KloraError):
+            for_api(error)
         if error is not None:
             return self._context.__exit__(error_type, error, trace)
         done(lambda: self._context.__exit__(None, None, None))
