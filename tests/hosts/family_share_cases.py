@@ -66,7 +66,7 @@ def test_the_unconditional_rows_beside_loras_on_the_fly(
 @pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
 def test_the_unconditional_rows_of_tiles(webui: FamilyWebUI, method: str) -> None:
     """Two pictures, in tiles of half their size that lie half over each other."""
-    request: dict[str, Any] = {"width": 128, "height": 128, "batch_size": 2}
+    request: dict[str, Any] = {"width": 128, "height": 128, "batch_size": 2, "steps": 3}
 
     def tiled(settings: dict[str, Any] | None, together: int, prompt: str = PAIR) -> Answer:
         tiles = {"MultiDiffusion Integrated": {"args": [True, method, 64, 64, 32, together]}}

@@ -99,7 +99,7 @@ def test_beside_neighbours_that_stand_by_every_picture_is_the_same(
 def test_the_unconditional_rows_of_tiles(folder: Path, beside: WebUI, method: str, sampler: str) -> None:
     """Tiles of half the picture that lie half over each other."""
     needs(folder, "multidiffusion-upscaler-for-automatic1111")
-    request: dict[str, Any] = {"width": 256, "height": 256, "sampler_name": sampler}
+    request: dict[str, Any] = {"width": 256, "height": 256, "sampler_name": sampler, "steps": 3}
 
     def tiled(settings: dict[str, Any] | None, together: int, prompt: str = PAIR) -> Answer:
         arguments = [True, method, False, True, 1024, 1024, 16, 16, 8, together]
