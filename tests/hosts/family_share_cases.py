@@ -65,9 +65,9 @@ def test_the_unconditional_rows_beside_loras_on_the_fly(
 
 @pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
 def test_the_unconditional_rows_of_tiles(webui: FamilyWebUI, method: str) -> None:
-    """Two pictures, in tiles of half their size that lie half over each other."""
+    """Tiles of half the picture that lie half over each other."""
     name, size = "MultiDiffusion Integrated", {"width": 128, "height": 128}
-    request: dict[str, Any] = {**size, "batch_size": 2, "steps": 4, "denoising_strength": 0.75}
+    request: dict[str, Any] = {**size, "steps": 4, "denoising_strength": 0.75}
     request["init"] = webui.txt2img("a dog", **size)
 
     def tiled(settings: dict[str, Any] | None, together: int, prompt: str = PAIR) -> Answer:
@@ -78,7 +78,7 @@ def test_the_unconditional_rows_of_tiles(webui: FamilyWebUI, method: str) -> Non
     assert tiled(None, 4, "a cat ").pixels != webui.img2img("a cat ", **request).pixels
     if name.lower() in webui.call("/sdapi/v1/scripts")["txt2img"]:  # Forge Neo has it in img2img alone
         tiles = {name: {"args": [True, method, 64, 64, 32, 4]}}
-        check_guidance(webui, "none", alwayson_scripts=tiles, **size)
+        check_guidance(webui, "none", alwayson_scripts=tiles, batch_size=2, **size)
 
 
 def test_sdxl_by_shares(webui: FamilyWebUI) -> None:
