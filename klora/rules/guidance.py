@@ -10,7 +10,6 @@ from klora.options import Setting
 from klora.schedule import LARGEST_GUIDANCE_SCALE
 
 BOTH, CONTENT_ALONE, NONE = "both", "content", "none"
-LARGEST_STRENGTH = LARGEST_GUIDANCE_SCALE
 _TIMES = "x"
 """After a number: so many times each of the two counts, in place of the style alone."""
 
@@ -20,7 +19,7 @@ def _normal(text: str) -> str:
     if word in (BOTH, CONTENT_ALONE, NONE):
         return word
     remedy = (
-        f"write {BOTH}, {CONTENT_ALONE}, {NONE}, a number from 1 to {LARGEST_STRENGTH:g}, "
+        f"write {BOTH}, {CONTENT_ALONE}, {NONE}, a number from 1 to {LARGEST_GUIDANCE_SCALE:g}, "
         "or one with an x after it, such as 4x"
     )
     end = _TIMES if word.endswith(_TIMES) else ""
@@ -28,7 +27,7 @@ def _normal(text: str) -> str:
         strength = float(word.removesuffix(_TIMES))
     except ValueError as error:
         raise ValueError(remedy) from error
-    if not 1 <= strength <= LARGEST_STRENGTH:
+    if not 1 <= strength <= LARGEST_GUIDANCE_SCALE:
         raise ValueError(remedy)
     return f"{strength:.12g}{end}"
 

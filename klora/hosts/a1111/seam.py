@@ -193,7 +193,6 @@ class A1111Seam:
 
     def _by_shares(self, original: Callable[..., Any]) -> Callable[..., Any]:
         networks, table = self._networks, self._shares
-        contested = {self._host_names[view.name]: view.name for view in self.layers() if view.is_shared}
 
         def network_function(layer: nn.Module, *arguments: Any, **keywords: Any) -> Any:
             shares = table.get(getattr(layer, "network_layer_name", ""))
@@ -215,21 +214,22 @@ class A1111Seam:
                 finally:
                     networks.loaded_networks = loaded
             if failures(networks, cast) > failed:
-                self._look_into(layer, contested.get(getattr(layer, "network_layer_name", "")))
+                self._look_into(layer)
             return result
 
         return network_function
 
-    def _look_into(self, layer: nn.Module, contested: str | None) -> None:
+    def _look_into(self, layer: Any) -> None:
         """The host has counted a merge as failed: raise `KloraError` if it matters to the contest.
 
         It does not where a refiner's layer of this name has another shape: there the host goes without.
         """
-        if contested is None or not isinstance(layer, nn.Linear | nn.Conv2d):
-            return
-        if self._fits(self._host_names[contested], layer):
+        host_name = layer.network_layer_name
+        name = _canonical(host_name)
+        is_contested = isinstance(layer, nn.Linear | nn.Conv2d) and self._view(name, host_name).is_shared
+        if is_contested and self._fits(host_name, layer):
             for network in self._cast[:2]:
-                self._updown(network, contested)  # says what is wrong with a file
+                self._updown(network, name)  # says what is wrong with a file
             give_up(layer, self.names[:2])
 
     def _branch(self, layer: str, shares: LayerShares) -> None:

@@ -15,10 +15,10 @@ from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
 from klora.lab.pairs import HALVES, WORLDS, all_pairs
+from klora.schedule import LARGEST_GUIDANCE_SCALE
 from klora.settings import Settings
 
 SEEDS = 2
-MOST_GUIDANCE = 100
 
 
 def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
@@ -104,9 +104,10 @@ def _check_numbers(chosen: Namespace) -> None:
     for name in ("seeds", "steps", "workers"):
         if getattr(chosen, name) < 1:
             raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
-    if not 0 <= chosen.guidance_scale <= MOST_GUIDANCE:  # also refuses NaN
+    if not 0 <= chosen.guidance_scale <= LARGEST_GUIDANCE_SCALE:  # also refuses NaN
         raise KloraError(
-            f"--guidance-scale is {chosen.guidance_scale:g}; write a number from 0 to {MOST_GUIDANCE}."
+            f"--guidance-scale is {chosen.guidance_scale:g}; write a number from 0 to "
+            f"{LARGEST_GUIDANCE_SCALE:g}."
         )
     for balance in chosen.balances:
         Settings.declaration("balance").parse(balance)
