@@ -14,7 +14,7 @@ from klora.__main__ import answered, write_what_the_console_can
 from klora.errors import KloraError
 from klora.lab import checkpoint
 from klora.lab.fronts import commands as benchmark
-from klora.lab.training import stages
+from klora.lab.training import further, stages
 from klora.lab.world import icons
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="do this share of every training's steps, such as 0.002, to see that all stages run",
     )
+    learn.add_argument(
+        "--further",
+        action="store_true",
+        help="train LoRAs of further individuals instead, in an --out of its own, for --half further",
+    )
     place = commands.add_parser("install", help="copy the model into a WebUI")
     place.add_argument("webui", type=Path, help="the WebUI's folder")
     place.add_argument("--weights", type=Path, default=WEIGHTS)
@@ -74,8 +79,20 @@ def _run(chosen: argparse.Namespace) -> int:
     _check_rehearsal(chosen)
     torch.set_num_threads(chosen.threads)
     job = stages.Job(chosen.cache, chosen.out, chosen.minutes, chosen.workers, chosen.rehearse)
-    stages.run(job, tuple(chosen.stage or stages.STAGES))
+    if chosen.further:
+        _check_further(chosen)
+        further.run(job, WEIGHTS)
+    else:
+        stages.run(job, tuple(chosen.stage or stages.STAGES))
     return 0
+
+
+def _check_further(chosen: argparse.Namespace) -> None:
+    """Further LoRAs must neither land among the lab's nor have a part of their stages left out unheard."""
+    if chosen.out == WEIGHTS:
+        raise KloraError("--further needs an --out of its own: its LoRAs are not the lab's.")
+    if chosen.stage:
+        raise KloraError("--further runs stages of its own; leave out --stage.")
 
 
 def _check_rehearsal(chosen: argparse.Namespace) -> None:

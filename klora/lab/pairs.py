@@ -11,11 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klora.errors import KloraError
-from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe
+from klora.lab.recipes import (
+    FURTHER,
+    FURTHER_HALF,
+    INDIVIDUAL,
+    RECIPES,
+    STRANGER,
+    STYLE,
+    Recipe,
+    half_of_styles,
+)
 
 WORLDS: dict[str, str] = {"individuals": INDIVIDUAL, "strangers": STRANGER}
 """Which content LoRAs a world's pairs have; first the one that is meant where none is named."""
 HALVES: tuple[str, ...] = ("development", "test")
+GROUPS: tuple[str, ...] = (*HALVES, FURTHER_HALF)
+"""What a benchmark can be made on: the half to choose on, the half to report, and the individuals that repeat
+it, whose LoRAs are not kept with the lab's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,9 @@ class Pair:
 
 def recipes_of(kind: str, half: str, names: Sequence[str] | None = None) -> list[Recipe]:
     """The recipes of a kind and a half, or those that are named; raises `KloraError` for an unknown name."""
-    there = {one.subject: one for one in RECIPES.values() if one.kind == kind and one.half == half}
+    half = half_of_styles(half) if kind == STYLE else half
+    made = (*RECIPES.values(), *FURTHER.values())
+    there = {one.subject: one for one in made if one.kind == kind and one.half == half}
     unknown = set(names or ()) - set(there)
     if unknown:
         raise KloraError(
@@ -69,10 +83,10 @@ def all_pairs(
     styles: Sequence[str] | None = None,
     spread: int | None = None,
 ) -> list[Pair]:
-    """Every subject of a world's half with every style of the half, subject by subject.
+    """Every subject of a world's half with every style that the half meets, subject by subject.
 
     With ``spread`` each subject with that many styles, which rotate, so that all are met alike. Raises
-    `KloraError` for a file that is missing and for a spread below 1.
+    `KloraError` for a file that is missing, for a spread below 1, and where the half has no such subject.
     """
     if spread is not None and spread < 1:
         raise KloraError(f"--spread is {spread}; write a number of at least 1.")
@@ -81,11 +95,13 @@ def all_pairs(
         for place, content in enumerate(recipes_of(WORLDS[world], half, subjects))
         for style in _spread(recipes_of(STYLE, half, styles), place, spread)
     ]
+    if not pairs:
+        raise KloraError(f"the {half} half has no {world}; leave out --half or name another world.")
+    how = "--further" if half == FURTHER_HALF else "--stage loras"
     for pair in pairs:
         for file in pair.files:
             if not file.exists():
                 raise KloraError(
-                    f"the LoRA {file.stem} is not in {folder}; "
-                    "train it: python -m klora.lab train --stage loras"
+                    f"the LoRA {file.stem} is not in {folder}; train it: python -m klora.lab train {how}"
                 )
     return pairs

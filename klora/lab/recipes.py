@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 
+from klora.lab.world.individuals import FURTHER as FURTHER_INDIVIDUALS
 from klora.lab.world.individuals import INDIVIDUALS, Individual
 from klora.lab.world.kinds import STRANGERS, listed, words
 from klora.lab.world.styles import BASE_STYLES, CONTENT_STYLE, STYLES, STYLES_OF_HALF
@@ -14,6 +16,10 @@ CONVOLUTIONS: tuple[str, ...] = (*WHOLE, "conv1", "conv2")
 """All linear layers and the convolutions of the residual blocks."""
 
 INDIVIDUAL, STRANGER, STYLE = "individual", "stranger", "style"
+
+FURTHER_HALF = "further"
+"""What the individuals that repeat the test half have for a half; they meet its styles."""
+_STYLES_FROM: dict[str, str] = {FURTHER_HALF: "test"}
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,15 @@ MET: tuple[str, ...] = tuple(
 """The known kinds that some pair, lesson or trial is about."""
 
 
+def half_of_styles(half: str) -> str:
+    """The half whose styles a half's subjects meet: its own, or the one that it repeats."""
+    return _STYLES_FROM.get(half, half)
+
+
 def styles_of(half: str) -> list[str]:
-    """The styles of a half that have a LoRA."""
-    return [style.name for style in STYLES_OF_HALF[half] if style.name in STYLE_BUILDS]
+    """The styles that a half's subjects meet and that have a LoRA."""
+    styles = STYLES_OF_HALF[half_of_styles(half)]
+    return [style.name for style in styles if style.name in STYLE_BUILDS]
 
 
 def _individual(half: str, one: Individual, build: Build) -> Recipe:
@@ -153,3 +165,17 @@ LESSON_STYLES: tuple[str, ...] = tuple(
     sorted((style.name for style in BASE_STYLES), key=lambda name: name != CONTENT_STYLE)
 )
 """Base styles in the order in which a content LoRA's drawings come: `CONTENT_STYLE` first."""
+
+FURTHER: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _individual(FURTHER_HALF, one, build)
+        for one, build in zip(FURTHER_INDIVIDUALS, cycle(CONTENT_BUILDS), strict=False)
+    )
+}
+"""The further individuals' LoRAs, in the forms of the others; their files are not kept with the lab's."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a LoRA's name, those of `FURTHER` included."""
+    return RECIPES[name] if name in RECIPES else FURTHER[name]

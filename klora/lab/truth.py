@@ -8,7 +8,7 @@ holds such drawings in two thirds of a PNG's room.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,9 +40,9 @@ def _columns(recipe: Recipe) -> list[str]:
     return [CONTENT_STYLE, *styles_of(recipe.half)]
 
 
-def write(cache: Path, path: Path) -> Path:
-    """Draw the subject of every content LoRA in the styles of its half."""
-    contents = [recipe for recipe in RECIPES.values() if recipe.kind != STYLE]
+def write(cache: Path, path: Path, further: Iterable[Recipe] = ()) -> Path:
+    """Draw the subject of every content LoRA, the lab's and ``further`` ones, in the styles that it meets."""
+    contents = [recipe for recipe in (*RECIPES.values(), *further) if recipe.kind != STYLE]
     columns = {recipe.name: _columns(recipe) for recipe in contents}
     rows = [[true_picture(cache, recipe, style) for style in columns[recipe.name]] for recipe in contents]
     return save(path, columns, rows)

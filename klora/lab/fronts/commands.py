@@ -14,7 +14,7 @@ from klora.lab.fronts import methods, prediction, report, worlds
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import Study, make_all
-from klora.lab.pairs import HALVES, WORLDS, all_pairs
+from klora.lab.pairs import GROUPS, HALVES, WORLDS, all_pairs
 from klora.schedule import LARGEST_GUIDANCE_SCALE
 from klora.settings import Settings
 
@@ -31,9 +31,10 @@ def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
     )
     parser.add_argument(
         "--half",
-        choices=list(HALVES),
+        choices=list(GROUPS),
         default=HALVES[0],
-        help=f"pairs to choose on, or those that are only reported (default: {HALVES[0]})",
+        help=f"pairs to choose on, or those that are only reported (default: {HALVES[0]}); the last of them"
+        " needs what train --further makes",
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="such as 'K-LoRA keep=0.7'")
     parser.add_argument("--subjects", nargs="+", metavar="NAME")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from klora.lab.judges import judges_of
 from klora.lab.keeping import kept
 from klora.lab.lora_files import steps_of
 from klora.lab.model import Model, build_autoencoder, build_denoiser
-from klora.lab.recipes import MET, RECIPES, STYLE, Recipe
+from klora.lab.recipes import MET, RECIPES, STYLE, Recipe, recipe_of
 from klora.lab.sharing import shared
 from klora.lab.training import autoencoder, base, gates, judges, loras, text
 from klora.lab.training.loop import Plan
@@ -150,9 +150,9 @@ def train_judges(job: Job) -> None:
     judges.from_cache(job.cache).save(job.out / JUDGES)
 
 
-def train_loras(job: Job) -> None:
-    """Stage ``loras``: every LoRA on the checkpoint of the output folder, longer where it misses its gate."""
-    for done in shared(partial(train_lora, job), RECIPES, job.workers):
+def train_loras(job: Job, names: Iterable[str] = RECIPES) -> None:
+    """Stage ``loras``: LoRAs on the checkpoint of the output folder, longer where they miss their gate."""
+    for done in shared(partial(train_lora, job), names, job.workers):
         print(done, flush=True)
 
 
@@ -161,7 +161,7 @@ def train_lora(job: Job, name: str) -> str:
 
     A file that was trained longer than a factor asks for has missed its gate there: no need to see it again.
     """
-    recipe, path = RECIPES[name], job.loras / f"{name}.safetensors"
+    recipe, path = recipe_of(name), job.loras / f"{name}.safetensors"
     for factor in job.factors(recipe):
         asked = loras.longer(recipe, job.share * factor)
         if steps_of(path) > asked.build.steps:
@@ -187,7 +187,7 @@ def measure_gates(job: Job) -> None:
 def measure_lora(job: Job, name: str) -> list[gates.Gate]:
     """The gates of one finished LoRA."""
     path = job.loras / f"{name}.safetensors"
-    return gates.lora_gates(checkpoint.model_of(job.out), judges_of(job.out), RECIPES[name], path)
+    return gates.lora_gates(checkpoint.model_of(job.out), judges_of(job.out), recipe_of(name), path)
 
 
 STAGES: dict[str, Callable[[Job], object]] = {

@@ -107,13 +107,48 @@ INDIVIDUALS: dict[str, tuple[Individual, ...]] = {
 }
 """Individuals to choose on and individuals to report, every second with a trigger word."""
 
+FURTHER: tuple[Individual, ...] = (
+    _wearing("butterfly", Placed("glasses", 0.5, 0.4, 0.54)),
+    _wearing("dolphin", Placed("rescue-workers-helmet", 0.4, 0.06, 0.46), trigger="zorvex"),
+    _wearing("rooster", Placed("top-hat", 0.2, 0.04, 0.42)),
+    _wearing("telephone", Placed("womans-hat", 0.5, 0.16, 0.6), trigger="quimbo"),
+    _wearing("doughnut", Placed("crown", 0.5, 0.06, 0.48)),
+    _wearing("scissors", Placed("ribbon", 0.5, 0.55, 0.44), trigger="mavlo"),
+    _wearing("violin", Placed("top-hat", 0.7, 0.06, 0.42)),
+    _wearing("airplane", Placed("rosette", 0.45, 0.55, 0.42), trigger="dringa"),
+    _wearing("key", Placed("glasses", 0.66, 0.32, 0.6)),
+    _wearing("tent", Placed("rescue-workers-helmet", 0.4, 0.34, 0.5), trigger="pelto"),
+    _wearing("bell", Placed("ribbon", 0.5, 0.6, 0.46)),
+    _wearing("bread", Placed("sunglasses", 0.5, 0.5, 0.62), trigger="snorv"),
+    _wearing("rabbit-face", Placed("rosette", 0.8, 0.4, 0.38)),
+    _wearing("panda", Placed("womans-hat", 0.5, 0.1, 0.62), trigger="belqua"),
+    _wearing("cat-face", Placed("crown", 0.5, 0.1, 0.46)),
+    _wearing("tiger-face", Placed("sunglasses", 0.5, 0.42, 0.62), trigger="torvik"),
+    _wearing("monkey-face", Placed("graduation-cap", 0.5, 0.1, 0.6)),
+    _wearing("horse-face", Placed("womans-hat", 0.5, 0.1, 0.6), trigger="fexil"),
+    _wearing("hamster", Placed("crown", 0.5, 0.14, 0.46)),
+    _wearing("automobile", Placed("graduation-cap", 0.6, 0.2, 0.54), trigger="yundra"),
+    _wearing("bus", Placed("backpack", 0.75, 0.55, 0.44)),
+    _wearing("chicken", Placed("backpack", 0.7, 0.7, 0.44), trigger="hazmu"),
+    _wearing("potato", Placed("sunglasses", 0.5, 0.4, 0.6)),
+    _wearing("whale", Placed("backpack", 0.6, 0.7, 0.42), trigger="goprin"),
+    _wearing("skull", Placed("rosette", 0.8, 0.2, 0.4)),
+    _wearing("jack-o-lantern", Placed("sunglasses", 0.5, 0.44, 0.62), trigger="crudel"),
+    _wearing("pear", Placed("womans-hat", 0.45, 0.12, 0.56)),
+    _wearing("camel", Placed("crown", 0.62, 0.12, 0.4), trigger="jivank"),
+)
+"""Individuals that were thought of when both halves had been seen and the default stood, to repeat the test
+half's comparison: twelve kinds of no pair, and the test half's kinds with other things. Each is in kinds and
+things what the judges see right in its true drawings in all styles that it is judged in, as drawn and through
+the autoencoder. The judges have no lessons of theirs."""
+
 ALL_INDIVIDUALS: tuple[Individual, ...] = INDIVIDUALS["development"] + INDIVIDUALS["test"]
 THINGS: tuple[str, ...] = listed(
     "top-hat glasses ribbon headphone rescue-workers-helmet"
     " sunglasses crown womans-hat graduation-cap rosette backpack"
 )
 """Everything that is worn, in the order in which the judge of things names it."""
-BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS}
+BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS + FURTHER}
 
 
 def _laid_over(canvas: npt.NDArray[np.uint8], cache: Path, set_name: str, placed: Placed) -> None:
