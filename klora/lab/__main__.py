@@ -14,6 +14,7 @@ from klora.__main__ import answered, write_what_the_console_can
 from klora.errors import KloraError
 from klora.lab import checkpoint
 from klora.lab.fronts import commands as benchmark
+from klora.lab.fronts import second_opinion as crosscheck
 from klora.lab.training import further, stages
 from klora.lab.world import icons
 
@@ -55,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     place.add_argument("--weights", type=Path, default=WEIGHTS)
     compare = commands.add_parser("benchmark", help="compare methods of fusion over their whole balance")
     benchmark.add_arguments(compare, WEIGHTS)
+    asked = commands.add_parser("crosscheck", help="ask an ImageNet network what the judges say of pictures")
+    crosscheck.add_arguments(asked, WEIGHTS)
     return root
 
 
@@ -73,6 +76,8 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "benchmark":
         torch.set_num_threads(1)
         return benchmark.run(chosen)
+    if chosen.command == "crosscheck":
+        return crosscheck.run(chosen)
     for name in ("threads", "workers"):
         if getattr(chosen, name) < 1:
             raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")

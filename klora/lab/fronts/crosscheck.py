@@ -2,7 +2,8 @@
 
 It names a picture by the nearest of the true drawings: its style among those of the subject in all styles of
 the half, its subject among those of all subjects of the half and the world in the style. Neither it nor
-the judges are the truth; docs/choices.md tells where they disagree.
+the judges are the truth; ``python -m klora.lab crosscheck`` asks both, and docs/choices.md tells where they
+disagree.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch.nn import functional
 
 from klora.errors import KloraError
 from klora.lab import truth
+from klora.lab.fronts.report import markdown
 from klora.lab.model import in_parts, to_signed
 from klora.lab.pairs import Pair
-from klora.lab.recipes import RECIPES
+from klora.lab.recipes import recipe_of
 
 Eye = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pictures [n, 3, h, w] in bytes to features for things and features for styles, each [n, features]."""
@@ -93,7 +95,7 @@ def name(eye: Eye, pair: Pair, made: Tensor, true: Path) -> Named:
     subjects = [
         content
         for content, style in drawings
-        if style == wanted and RECIPES[content].kind == pair.content.kind
+        if style == wanted and recipe_of(content).kind == pair.content.kind
     ]
     in_styles = torch.stack([drawings[own, style] for style in styles])
     of_subjects = torch.stack([drawings[subject, wanted] for subject in subjects])
@@ -122,5 +124,5 @@ def agreement(one: Tensor, other: Tensor) -> Agreement:
 
 def table(rows: Sequence[tuple[str, Agreement]]) -> str:
     """Agreements by what they are about, as Markdown."""
-    body = [f"| {about} | {found.same:.3f} | {found.kappa:.3f} |" for about, found in rows]
-    return "\n".join(["| about | same | kappa |", "|---|---|---|", *body])
+    body = [[about, f"{found.same:.3f}", f"{found.kappa:.3f}"] for about, found in rows]
+    return markdown(["about", "same", "kappa"], body)

@@ -99,7 +99,8 @@ def interval(found: Estimate, signed: bool = False) -> str:
     return f"{found.value:{sign}.3f} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join(lines)
@@ -119,7 +120,7 @@ def table(made: Sequence[Row]) -> str:
         ]
         for row in ordered
     ]
-    return _markdown(["method", "balance", *shown, *brief], body)
+    return markdown(["method", "balance", *shown, *brief], body)
 
 
 def difference_table(made: Sequence[Row], reference: str) -> str:
@@ -137,7 +138,7 @@ def difference_table(made: Sequence[Row], reference: str) -> str:
                     ),
                 ]
             )
-    return _markdown(["method", *COMPARED], body)
+    return markdown(["method", *COMPARED], body)
 
 
 def as_data(made: Sequence[Row], fronts: Sequence[Front]) -> dict[str, Any]:
