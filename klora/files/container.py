@@ -96,7 +96,8 @@ class Identity:
 
     A copy may carry size and time of the file that it replaces; ``changed_ns``, the time of the last change
     of the file's entry on disk, is the system's own and cannot be carried along.
-    ``rewritten`` tells what a transform has made of it in memory.
+    ``rewritten`` tells what a transform has made of it in memory, ``beside`` what a configuration beside it
+    says of its tensors.
     """
 
     size: int
@@ -105,6 +106,7 @@ class Identity:
     inode: int
     device: int
     rewritten: str = ""
+    beside: str = ""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:

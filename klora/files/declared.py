@@ -7,8 +7,10 @@ header (``transformer.lora_alpha``). No WebUI reads any of them, but the LoRA wa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
@@ -49,11 +51,21 @@ def _found(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Config]:
         packed = _loaded(metadata[HEADER_KEY], path.name)
         found = {prefix: config for prefix in _PREFIXES if (config := _unpacked(packed, prefix))}
         return found or {"": packed}
-    if path.name == "adapter_model.safetensors":
-        text = read_sidecar(path.with_name("adapter_config.json"), _CONFIG_LIMIT)
-        if text is not None:
-            return {"": _loaded(text, path.name)}
-    return _flat(metadata)
+    text = _text_beside(path)
+    return _flat(metadata) if text is None else {"": _loaded(text, path.name)}
+
+
+def _text_beside(path: Path) -> str | None:
+    """What PEFT's configuration beside a file says, or ``None`` if there is none."""
+    if path.name != "adapter_model.safetensors":
+        return None
+    return read_sidecar(path.with_name("adapter_config.json"), _CONFIG_LIMIT)
+
+
+def digest_beside(path: str | os.PathLike[str]) -> str:
+    """sha256 of PEFT's configuration beside a file, which says how strong its tensors are; "" if none is."""
+    text = _text_beside(Path(path))
+    return "" if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flat(metadata: Mapping[str, str]) -> Mapping[str, Config]:

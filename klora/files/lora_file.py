@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from klora.files.base_model import Identified, variant_of
 from klora.files.canonical import in_forward_order, is_attention, part_names
 from klora.files.container import Container, Identity, open_container
-from klora.files.declared import DeclaredScales, declared_configs
+from klora.files.declared import DeclaredScales, declared_configs, digest_beside
 from klora.files.defects import defect_error, shown
 from klora.files.dialects import DENOISER
 from klora.files.kinds import BIASES, left_to_host
@@ -47,7 +47,7 @@ class LoraFile:
     ``boft``, ``ia3``, ``norm``, ``bias``, ``embedding``, ``embedder``, ``text encoder``, ``other``;
     ``embedders`` are those of them that bring pictures, texts and time into the model. ``base_model`` is the
     name of one of `klora.files.models` or ``unknown``. ``notes`` are sentences about what the file declares
-    in vain.
+    in vain, ``beside`` is the `digest_beside` it.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class LoraFile:
     recognised: Recognised
     embedders: Mapping[str, LoraLayer] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    beside: str = ""
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -69,8 +70,9 @@ class LoraFile:
 
     @property
     def identity(self) -> Identity:
-        """Size, modification time and inode: another file under the same name has another identity."""
-        return self.container.identity
+        """Size, modification time and inode: another file under the same name has another identity, and so
+        has the same file beside another configuration."""
+        return replace(self.container.identity, beside=self.beside)
 
     @property
     def all_layers(self) -> tuple[LoraLayer, ...]:
@@ -154,6 +156,7 @@ def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
     container = open_container(path)
     file = container.path.name
     recognised = recognise(container)
+    beside = digest_beside(container.path)  # first: a change meanwhile is noticed by whoever asks next
     configs = declared_configs(container.path, container.metadata)
     scales = {component: DeclaredScales(config, file) for component, config in configs.items()}
     contents = _sorted_out(_grouped(recognised, file), container, scales, recognised.model.name)
@@ -172,6 +175,7 @@ def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:
         container=container,
         recognised=recognised,
         notes=tuple(note for one in scales.values() for note in one.notes()),
+        beside=beside,
     )
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from klora.errors import LoraFileError
+from klora.files.declared import digest_beside
 from klora.files.defects import ReplacedFileError, defect_error
 from klora.planning.shelf import Shelf
 
@@ -22,8 +23,9 @@ _known: dict[str, tuple[Stamp, str]] = {}
 def stamp(path: str | os.PathLike[str]) -> Stamp:
     """What tells this version of the file at ``path`` from every other, without reading it whole.
 
-    Size, times of modification and of change, inode and device, and a hash of samples of the content: a file
-    that was replaced by another of the same size and time has another stamp. Takes a tenth of a millisecond.
+    Size, times of modification and of change, inode and device, and a hash of samples of the content and of
+    the configuration beside it: a file that was replaced by another of the same size and time has another
+    stamp. Takes a tenth of a millisecond.
     Raises `ReplacedFileError` if the file cannot be read.
     """
     place = os.path.abspath(path)
@@ -34,7 +36,7 @@ def stamp(path: str | os.PathLike[str]) -> Stamp:
 
 
 def content_hash(path: str | os.PathLike[str], shelf: Shelf | None = None) -> str:
-    """sha256 of the file at ``path``, 64 hexadecimal digits.
+    """sha256 of the file at ``path`` and of the configuration beside it, if any; 64 hexadecimal digits.
 
     Read whole once (a second for some 1.5 GB), then known by its stamp, in this process and on ``shelf``.
     Raises `ReplacedFileError` if the file cannot be read.
@@ -70,6 +72,7 @@ def _read(place: str, stamp: Stamp, shelf: Shelf | None) -> str:
     with Path(place).open("rb") as stream:
         while block := stream.read(2**20):
             digest.update(block)
+    digest.update(digest_beside(place).encode())
     found = digest.hexdigest()
     if _stamp_of(place) == stamp:  # else it was written to meanwhile, and the next question reads it again
         _known[place] = stamp, found
@@ -86,5 +89,6 @@ def _stamp_of(place: str) -> Stamp:
         for sample in range(_SAMPLES):
             stream.seek(last * sample // (_SAMPLES - 1))
             samples.update(stream.read(_SAMPLE))
+    samples.update(digest_beside(place).encode())
     times = status.st_mtime_ns, status.st_ctime_ns
     return status.st_size, *times, status.st_ino, status.st_dev, samples.hexdigest()

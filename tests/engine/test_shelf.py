@@ -245,6 +245,28 @@ def test_samples_tell_files_apart_where_no_time_does(tmp_path: Path, monkeypatch
     assert content_hash(file) != digest
 
 
+def test_what_peft_declares_beside_a_file_is_part_of_what_it_holds(tmp_path: Path) -> None:
+    """An edited alpha of one layer changes what is applied, and no byte of the tensors."""
+    made = [write_lora(tmp_path / name / "adapter_model.safetensors") for name in _folders(tmp_path, "ab")]
+    before = [file_stamp(made[0]), content_hash(made[0])]
+    pair = FilePair(*map(read_lora, made))
+    in_process, lasting = pair.score_key(), pair.lasting_key()
+    (tmp_path / "b" / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 8}')
+    assert [file_stamp(made[0]), content_hash(made[0])] == before
+    changed = FilePair(*map(read_lora, made))
+    assert changed.score_key() != in_process
+    assert changed.lasting_key() != lasting
+    beside = tmp_path / "a" / "notes.json"
+    beside.write_text("{}")
+    assert [file_stamp(made[0]), content_hash(made[0])] == before
+
+
+def _folders(within: Path, names: str) -> str:
+    for name in names:
+        (within / name).mkdir()
+    return names
+
+
 def test_content_hash_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 

@@ -30,6 +30,21 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
     assert read_kept(str(path)).ranks == (4, 4)
 
 
+def test_a_configuration_that_is_changed_beside_a_file_is_noticed(tmp_path: Path) -> None:
+    """PEFT keeps alpha in it."""
+    path = write_lora(tmp_path / "adapter_model.safetensors")
+    plain = read_kept(str(path))
+    assert read_kept(str(path)) is plain
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 8}')
+    told = read_kept(str(path))
+    assert read_kept(str(path)) is told
+    assert told.identity != plain.identity
+    scales = [{layer.scale for layer in file.layers.values()} for file in (plain, told)]
+    assert scales == [{1.0}, {4.0}]
+    (tmp_path / "adapter_config.json").unlink()
+    assert read_kept(str(path)).identity == plain.identity
+
+
 def test_a_file_that_is_replaced_just_before_it_is_read_is_kept_as_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

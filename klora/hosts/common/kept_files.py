@@ -6,9 +6,11 @@ What is kept is the header and what was made of it, no tensor: a MiB for a large
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from threading import Lock
 
 from klora.files import Identity, LoraFile, read_lora
+from klora.files.declared import digest_beside
 
 #: More LoRAs than a prompt and the page together are likely to have.
 _MOST_KEPT = 16
@@ -19,9 +21,10 @@ _table = Lock()
 
 
 def read_kept(path: str) -> LoraFile:
-    """The LoRA file at ``path``, read again only if it has changed; raises `LoraFileError`."""
+    """The LoRA file at ``path``, read again only if it has changed, or the configuration beside it; raises
+    `LoraFileError`."""
     try:
-        key = (path, Identity.at(path))
+        key = (path, replace(Identity.at(path), beside=digest_beside(path)))
     except OSError:
         return read_lora(path)  # says what is wrong with it
     with _table:
