@@ -18,6 +18,8 @@ from klora.lab.fronts.store import Sampling
 from klora.lab.pairs import HALVES, WORLDS, Pair, all_pairs
 from klora.lab.recipes import INDIVIDUAL, RECIPES, STRANGER, STYLE, Recipe
 from klora.lab.samples import STEPS
+from klora.lab.world.individuals import SAID
+from klora.lab.world.kinds import words
 from klora.pictures.heat_map import save_plan
 from klora.planning import plan_files
 from klora.presets import AS_PUBLISHED, BALANCED, Preset
@@ -150,16 +152,20 @@ def plan_of(pair: Pair, settings: Settings, steps: int) -> Plan:
     return plan_files(*pair.files, settings, steps, guidance_scale=Sampling.guidance)
 
 
+def described(pair: Pair) -> list[str]:
+    """What a picture of the pair should show, line by line: panda, with a crown, in porcelain style."""
+    kind, things = scoring.kind_and_things(pair.content)
+    worn = [f"{'and' if place else 'with'} {SAID[thing]}" for place, thing in enumerate(sorted(things))]
+    return [words(kind), *worn, f"in {words(pair.style.subject)} style"]
+
+
 def save(rows: Sequence[Shown], plan: Plan, folder: Path) -> dict[str, Path]:
     """Write the contact sheet, and the picture of the first pair's plan; returns what is where."""
     made_folder(folder)
     several = len({one.seed for one in rows}) > 1
     sheet = sheets.labelled_sheet(
         [list(one.pictures.values()) for one in rows],
-        [
-            "\n".join([*one.pair.prompt.split(", "), *([f"seed {one.seed}"] if several else [])])
-            for one in rows
-        ],
+        ["\n".join([*described(one.pair), *([f"seed {one.seed}"] if several else [])]) for one in rows],
         list(rows[0].pictures),
         enlarge=ENLARGED,
     )

@@ -12,7 +12,8 @@ from klora.__main__ import main, parser
 from klora.commands.plan import offered_settings
 from klora.lab import demo
 from klora.lab.fronts import glance
-from klora.lab.recipes import INDIVIDUAL, STRANGER, STYLE
+from klora.lab.pairs import Pair
+from klora.lab.recipes import INDIVIDUAL, STRANGER, STYLE, recipe_of
 from klora.presets import BALANCED
 from klora.settings import Settings
 from tests.lab.conftest import SHIPPED
@@ -99,6 +100,22 @@ def test_a_prompt_of_ones_own(weights: Path) -> None:
         for prompt in (None, "a fox")
     )
     assert not usual[BALANCED.name].equal(other[BALANCED.name])
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("panda-crown", ["panda", "with a crown", "in porcelain style"]),
+        (
+            "jack-o-lantern-womans-hat-rosette",
+            ["jack o lantern", "with a rosette", "and a woman's hat", "in porcelain style"],
+        ),
+        ("tulip", ["tulip", "in porcelain style"]),
+    ],
+)
+def test_a_row_says_what_it_should_show(content: str, lines: list[str], tmp_path: Path) -> None:
+    pair = Pair(recipe_of(f"content-{content}"), recipe_of("style-porcelain"), tmp_path)
+    assert demo.described(pair) == lines
 
 
 def test_every_setting_of_the_rule_is_an_option() -> None:

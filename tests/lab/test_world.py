@@ -12,7 +12,7 @@ for module in ("diffusers", "transformers", "PIL", "scipy"):
 from klora.lab import recipes, tokens  # noqa: E402
 from klora.lab.pairs import HALVES  # noqa: E402
 from klora.lab.world import icons  # noqa: E402
-from klora.lab.world.individuals import ALL_INDIVIDUALS, INDIVIDUALS, THINGS  # noqa: E402
+from klora.lab.world.individuals import ALL_INDIVIDUALS, INDIVIDUALS, SAID, THINGS  # noqa: E402
 from klora.lab.world.kinds import ALL_STRANGERS, KINDS, STRANGERS, SUBJECTS  # noqa: E402
 from klora.lab.world.prompts import base_prompts, prompt, trigger_prompts  # noqa: E402
 from klora.lab.world.styles import (  # noqa: E402
@@ -63,7 +63,7 @@ def test_no_word_that_only_loras_know_is_in_a_base_prompt() -> None:
 
 def test_the_judge_of_things_knows_what_is_worn_and_nothing_else() -> None:
     assert len(set(THINGS)) == len(THINGS)
-    assert set(THINGS) == {thing for one in ALL_INDIVIDUALS for thing in one.things}
+    assert set(THINGS) == {thing for one in ALL_INDIVIDUALS for thing in one.things} == set(SAID)
 
 
 def test_individuals_are_called_by_their_kind() -> None:

@@ -148,6 +148,20 @@ THINGS: tuple[str, ...] = listed(
     " sunglasses crown womans-hat graduation-cap rosette backpack"
 )
 """Everything that is worn, in the order in which the judge of things names it."""
+SAID: dict[str, str] = {
+    "top-hat": "a top hat",
+    "glasses": "glasses",
+    "ribbon": "a ribbon",
+    "headphone": "headphones",
+    "rescue-workers-helmet": "a helmet",
+    "sunglasses": "sunglasses",
+    "crown": "a crown",
+    "womans-hat": "a woman's hat",
+    "graduation-cap": "a graduation cap",
+    "rosette": "a rosette",
+    "backpack": "a backpack",
+}
+"""What a reader is told of each thing."""
 BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS + FURTHER}
 
 
