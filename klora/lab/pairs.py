@@ -25,9 +25,10 @@ from klora.lab.recipes import (
 WORLDS: dict[str, str] = {"individuals": INDIVIDUAL, "strangers": STRANGER}
 """Which content LoRAs a world's pairs have; first the one that is meant where none is named."""
 HALVES: tuple[str, ...] = ("development", "test")
-GROUPS: tuple[str, ...] = (*HALVES, FURTHER_HALF)
-"""What a benchmark can be made on: the half to choose on, the half to report, and the individuals that repeat
-it, whose LoRAs are not kept with the lab's."""
+GROUPS: dict[str, tuple[str, ...]] = {half: (half,) for half in (*HALVES, FURTHER_HALF)}
+"""What a benchmark can be made on: the half to choose on, the half to report, the individuals that repeat it,
+whose LoRAs are not kept with the lab's, and both of these together."""
+GROUPS[f"{HALVES[1]}+{FURTHER_HALF}"] = (HALVES[1], FURTHER_HALF)
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,33 @@ def all_pairs(
     styles: Sequence[str] | None = None,
     spread: int | None = None,
 ) -> list[Pair]:
-    """Every subject of a world's half with every style that the half meets, subject by subject.
+    """Every subject of one of `GROUPS` in a world with every style that it meets, subject by subject.
 
     With ``spread`` each subject with that many styles, which rotate, so that all are met alike. Raises
-    `KloraError` for a file that is missing, for a spread below 1, and where the half has no such subject.
+    `KloraError` for a file that is missing, for a spread below 1, and where a half has no such subject.
     """
     if spread is not None and spread < 1:
         raise KloraError(f"--spread is {spread}; write a number of at least 1.")
-    pairs = [
-        Pair(content, style, folder)
-        for place, content in enumerate(recipes_of(WORLDS[world], half, subjects))
-        for style in _spread(recipes_of(STYLE, half, styles), place, spread)
-    ]
-    if not pairs:
-        raise KloraError(f"the {half} half has no {world}; leave out --half or name another world.")
-    how = "--further" if half == FURTHER_HALF else "--stage loras"
+    pairs: list[Pair] = []
+    for one in GROUPS[half]:
+        of_half = [
+            Pair(content, style, folder)
+            for place, content in enumerate(recipes_of(WORLDS[world], one, subjects))
+            for style in _spread(recipes_of(STYLE, one, styles), place, spread)
+        ]
+        if not of_half:
+            raise KloraError(f"the {one} half has no {world}; leave out --half or name another world.")
+        pairs += of_half
     for pair in pairs:
-        for file in pair.files:
-            if not file.exists():
-                raise KloraError(
-                    f"the LoRA {file.stem} is not in {folder}; train it: python -m klora.lab train {how}"
-                )
+        _check_files(pair)
     return pairs
+
+
+def _check_files(pair: Pair) -> None:
+    """Raise `KloraError` if a file of the pair is missing."""
+    for recipe, file in zip((pair.content, pair.style), pair.files, strict=True):
+        if not file.exists():
+            how = "--further" if recipe.half == FURTHER_HALF else "--stage loras"
+            raise KloraError(
+                f"the LoRA {file.stem} is not in {pair.folder}; train it: python -m klora.lab train {how}"
+            )

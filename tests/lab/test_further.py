@@ -14,6 +14,7 @@ for module in ("diffusers", "transformers", "PIL", "scipy"):
 from klora.errors import KloraError  # noqa: E402
 from klora.lab import checkpoint, judges, truth  # noqa: E402
 from klora.lab.__main__ import main  # noqa: E402
+from klora.lab.fronts.study import UNITS  # noqa: E402
 from klora.lab.pairs import all_pairs  # noqa: E402
 from klora.lab.recipes import (  # noqa: E402
     CONTENT_BUILDS,
@@ -84,6 +85,16 @@ def test_the_halves_are_as_they_were(tmp_path: Path) -> None:
     for half, of_half in INDIVIDUALS.items():
         pairs = all_pairs("individuals", half, _empty_files(tmp_path))
         assert {pair.content.subject for pair in pairs} == {one.name for one in of_half}
+
+
+def test_they_can_be_reported_together_with_the_test_half(tmp_path: Path) -> None:
+    apart = [all_pairs("individuals", half, _empty_files(tmp_path)) for half in ("test", FURTHER_HALF)]
+    assert all_pairs("individuals", "test+further", tmp_path) == [*apart[0], *apart[1]]
+    of_kind: dict[str, set[str]] = {}
+    for pair in [*apart[0], *apart[1]]:
+        of_kind.setdefault(UNITS["kind"](pair), set()).add(UNITS["subject"](pair))
+    assert sorted(map(len, of_kind.values())) == [1] * 12 + [2] * 16
+    assert of_kind["panda"] == {"panda-crown", "panda-womans-hat"}
 
 
 def test_what_they_lack_is_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from klora.files.writing import made_folder
 from klora.lab.fronts import methods, prediction, report, worlds
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
-from klora.lab.fronts.study import Study, make_all
+from klora.lab.fronts.study import UNITS, Study, make_all
 from klora.lab.pairs import GROUPS, HALVES, WORLDS, all_pairs
 from klora.schedule import LARGEST_GUIDANCE_SCALE
 from klora.settings import Settings
@@ -33,15 +33,15 @@ def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
         "--half",
         choices=list(GROUPS),
         default=HALVES[0],
-        help=f"pairs to choose on, or those that are only reported (default: {HALVES[0]}); the last of them"
-        " needs what train --further makes",
+        help=f"pairs to choose on, or those that are only reported (default: {HALVES[0]}); further ones need"
+        " what train --further makes",
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="such as 'K-LoRA keep=0.7'")
     parser.add_argument("--subjects", nargs="+", metavar="NAME")
     parser.add_argument("--styles", nargs="+", metavar="NAME")
     parser.add_argument("--spread", type=int, help="each subject with so many styles, which rotate")
     parser.add_argument(
-        "--unit", choices=["subject", "pair"], default="subject", help="what intervals are over"
+        "--unit", choices=list(UNITS), default=next(iter(UNITS)), help="what intervals are over"
     )
     parser.add_argument("--balances", nargs="+", type=float, default=list(methods.BALANCES))
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each pair (default: {SEEDS})")

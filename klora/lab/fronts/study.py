@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -23,12 +23,19 @@ from klora.lab.fronts.store import Cell, Sampling, Scores, Store
 from klora.lab.judges import judges_of
 from klora.lab.model import Model
 from klora.lab.pairs import Pair
-from klora.lab.scoring import MEASURES, score
+from klora.lab.scoring import MEASURES, kind_and_things, score
 from klora.lab.sharing import shared
 from klora.planning import rewritten
 from klora.settings import Settings
 
 Files = tuple[LoraFile, LoraFile]
+UNITS: dict[str, Callable[[Pair], str]] = {
+    "subject": lambda pair: pair.content.subject,
+    "pair": lambda pair: pair.name,
+    "kind": lambda pair: kind_and_things(pair.content)[0],
+}
+"""What intervals may be over. Subjects of one kind may do well or badly together: where a kind is met twice,
+intervals over kinds are the careful ones."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class Study:
             self.store.add(pair, method, new)
 
     def front(self, method: Method, unit: str = "subject") -> Front:
-        """The front of a method from the scores that are kept; ``unit`` is ``subject`` or ``pair``."""
+        """The front of a method from the scores that are kept; ``unit`` is one of `UNITS`."""
         per_pair = []
         for pair in self.pairs:
             kept = self.store.read(pair, method)
@@ -166,7 +173,7 @@ class Study:
                     for balance in self.balances
                 ]
             )
-        owners = [pair.content.subject if unit == "subject" else pair.name for pair in self.pairs]
+        owners = [UNITS[unit](pair) for pair in self.pairs]
         return Front(method.name, self.balances, MEASURES, units(np.array(per_pair), owners))
 
 

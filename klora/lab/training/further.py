@@ -9,8 +9,7 @@ from pathlib import Path
 from klora.files.writing import made_folder, written_whole
 from klora.lab import checkpoint, truth
 from klora.lab.judges import NAME as JUDGES
-from klora.lab.pairs import recipes_of
-from klora.lab.recipes import FURTHER, FURTHER_HALF, STYLE
+from klora.lab.recipes import FURTHER
 from klora.lab.sharing import shared
 from klora.lab.training import gates
 from klora.lab.training.stages import Job, measure_lora, train_loras
@@ -34,16 +33,16 @@ def run(job: Job, source: Path) -> None:
 
 
 def copy_what_is_needed(source: Path, folder: Path) -> None:
-    """Copy checkpoint, judges and the LoRAs of the styles that the further individuals meet.
+    """Copy checkpoint, judges and LoRAs: styles for the further individuals to meet, and the test half's
+    subjects, so that both can be reported together.
 
     Raises `KloraError` if the model or the judges are not in ``source``.
     """
     named = [f"{checkpoint.NAME}.safetensors", f"{checkpoint.NAME}.yaml", JUDGES]
     checkpoint.check_weights(source, named)
-    styles = [f"loras/{one.name}.safetensors" for one in recipes_of(STYLE, FURTHER_HALF)]
+    there = [f"loras/{file.name}" for file in sorted((source / "loras").glob("*.safetensors"))]
     made_folder(folder / "loras")
-    for name in (*named, *styles):
-        there = folder / name
-        if not there.exists():
-            with written_whole(there) as draft:
+    for name in (*named, *there):
+        if not (folder / name).exists():
+            with written_whole(folder / name) as draft:
                 shutil.copyfile(source / name, draft)
