@@ -25,10 +25,14 @@ from klora.lab.recipes import (
 WORLDS: dict[str, str] = {"individuals": INDIVIDUAL, "strangers": STRANGER}
 """Which content LoRAs a world's pairs have; first the one that is meant where none is named."""
 HALVES: tuple[str, ...] = ("development", "test")
-GROUPS: dict[str, tuple[str, ...]] = {half: (half,) for half in (*HALVES, FURTHER_HALF)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "development": ("development",),
+    "test": ("test",),
+    FURTHER_HALF: (FURTHER_HALF,),
+    f"test+{FURTHER_HALF}": ("test", FURTHER_HALF),
+}
 """What a benchmark can be made on: the half to choose on, the half to report, the individuals that repeat it,
 whose LoRAs are not kept with the lab's, and both of these together."""
-GROUPS[f"{HALVES[1]}+{FURTHER_HALF}"] = (HALVES[1], FURTHER_HALF)
 
 
 @dataclass(frozen=True)

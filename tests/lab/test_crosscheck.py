@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 for module in ("diffusers", "transformers", "PIL", "scipy"):
     pytest.importorskip(module, reason="install the extra 'lab' to test the lab")
 
+from klora.errors import KloraError  # noqa: E402
 from klora.lab import truth  # noqa: E402
 from klora.lab.__main__ import main  # noqa: E402
 from klora.lab.fronts import crosscheck, methods, second_opinion  # noqa: E402
@@ -120,6 +122,14 @@ def test_a_world_without_such_pairs_is_left_out(
     told = capsys.readouterr().out
     assert "| K-LoRA, balanced | individuals | 1.000 | 0.000 |" in told
     assert "strangers" not in told
+
+
+def test_pairs_are_those_of_every_half_that_is_asked_for(weights: Path) -> None:
+    """The further individuals have no strangers beside them."""
+    chosen = SimpleNamespace(weights=weights, half="test+further", spread=1)
+    assert second_opinion._pairs(chosen, "strangers") == []
+    with pytest.raises(KloraError, match="train --further"):
+        second_opinion._pairs(SimpleNamespace(weights=weights, half="further", spread=1), "individuals")
 
 
 def test_no_picture_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

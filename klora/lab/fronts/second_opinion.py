@@ -75,8 +75,8 @@ def run(chosen: Namespace) -> int:
 
 
 def _pairs(chosen: Namespace, world: str) -> list[Pair]:
-    """The pairs of a world, which may have none of this half."""
-    if not recipes_of(WORLDS[world], chosen.half):
+    """The pairs of a world; none where a half has no subject of it."""
+    if not all(recipes_of(WORLDS[world], half) for half in GROUPS[chosen.half]):
         return []
     return all_pairs(world, chosen.half, chosen.weights / "loras", spread=chosen.spread)
 
@@ -84,11 +84,9 @@ def _pairs(chosen: Namespace, world: str) -> list[Pair]:
 def asked(eye: Eye, sampling: Sampling, pair: Pair, seeds: Sequence[int]) -> dict[str, Opinions]:
     """What both say of a pair's pictures by the name of each method; the pictures are the same for both."""
     prepared = Prepared(checkpoint.model_of(sampling.weights), pair, sampling)
-    told = {}
-    for name in NAMES:
-        tasks = [Task(methods.method(name), (0.0, seed)) for seed in seeds]
-        told[name] = _opinions(eye, sampling, pair, prepared.pictures(tasks))
-    return told
+    tasks = [Task(methods.method(name), (0.0, seed)) for name in NAMES for seed in seeds]
+    made = prepared.pictures(tasks).split(len(seeds))
+    return {name: _opinions(eye, sampling, pair, some) for name, some in zip(NAMES, made, strict=True)}
 
 
 def _opinions(eye: Eye, sampling: Sampling, pair: Pair, made: Tensor) -> Opinions:
