@@ -7,7 +7,7 @@ from klora.files.canonical import forward_position, in_forward_order, is_attenti
 from klora.files.container import Identity
 from klora.files.defects import ReplacedFileError, UnknownDialectError
 from klora.files.layer import LoraLayer
-from klora.files.lora_file import LoraFile, read_lora, targeted_modules
+from klora.files.lora_file import LoraFile, identity_at, read_lora, targeted_modules
 from klora.files.native import host_layer_to_canonical, ldm_name
 from klora.files.pairing import PairedLayer, pair_layers, split_layers
 from klora.files.rows import LayerRows
@@ -22,6 +22,7 @@ __all__ = [
     "UnknownDialectError",
     "forward_position",
     "host_layer_to_canonical",
+    "identity_at",
     "in_forward_order",
     "is_attention",
     "ldm_name",

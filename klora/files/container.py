@@ -114,7 +114,7 @@ class Identity:
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
     @classmethod
-    def at(cls, path: str | Path) -> Identity:
+    def at(cls, path: str | os.PathLike[str]) -> Identity:
         """The identity of the file at ``path``; raises ``OSError``."""
         return cls.of(os.stat(path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -144,6 +145,11 @@ class LoraFile:
                         f"{parameter.removesuffix('.weight')} holds NaN or infinite values",
                         "use another version of this file or train it again",
                     )
+
+
+def identity_at(path: str | os.PathLike[str]) -> Identity:
+    """The identity that the LoRA file at ``path`` has, without reading it; raises ``OSError``."""
+    return replace(Identity.at(path), beside=digest_beside(path))
 
 
 def read_lora(path: str | Path, *, name: str | None = None) -> LoraFile:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from klora.errors import LoraFileError
-from klora.files import read_lora, split_layers
+from klora.files import identity_at, read_lora, split_layers
 from klora.files.container import Container
-from klora.hosts.common import kept_files
+from klora.hosts.common import checks, kept_files
 from klora.hosts.common.kept_files import read_kept
+from klora.hosts.forge_family import reading
 from tests.engine.lora_files import write_lora
 
 
@@ -39,10 +40,30 @@ def test_a_configuration_that_is_changed_beside_a_file_is_noticed(tmp_path: Path
     told = read_kept(str(path))
     assert read_kept(str(path)) is told
     assert told.identity != plain.identity
+    assert told.identity == identity_at(path)
     scales = [{layer.scale for layer in file.layers.values()} for file in (plain, told)]
     assert scales == [{1.0}, {4.0}]
     (tmp_path / "adapter_config.json").unlink()
     assert read_kept(str(path)).identity == plain.identity
+
+
+def test_a_configuration_that_breaks_beside_a_file_that_was_sound_is_told(tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "adapter_model.safetensors")
+    assert checks.checked_file(str(path)).has_attention
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(LoraFileError, match="its adapter configuration is not sound JSON"):
+        checks.checked_file(str(path))
+
+
+def test_forge_reads_a_file_again_whose_configuration_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is given of the file has the declared alpha in it."""
+    monkeypatch.setattr(reading, "_seen", {})
+    path = str(write_lora(tmp_path / "adapter_model.safetensors"))
+    assert [reading._is_new(path, "") for _ in range(2)] == [True, False]
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 8}')
+    assert [reading._is_new(path, "") for _ in range(2)] == [True, False]
 
 
 def test_a_file_that_is_replaced_just_before_it_is_read_is_kept_as_what_it_is(

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from klora.errors import LoraFileError, PairError
-from klora.files import Identity, UnknownDialectError, is_attention, split_layers
+from klora.files import Identity, UnknownDialectError, identity_at, is_attention, split_layers
 from klora.files.models import MODELS, BaseModel
 from klora.hosts.common.kept_files import read_kept
 
@@ -36,7 +36,7 @@ def checked_file(path: str) -> CheckedFile:
     if PurePath(path).suffix.lower() != ".safetensors":
         return CheckedFile()
     try:
-        state = Identity.at(path)
+        state = identity_at(path)
     except OSError:
         return CheckedFile()  # the host says it better: it looks for the name in more than one place
     if path not in _checked or _checked[path][0] != state:

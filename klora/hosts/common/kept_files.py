@@ -6,11 +6,9 @@ What is kept is the header and what was made of it, no tensor: a MiB for a large
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 from threading import Lock
 
-from klora.files import Identity, LoraFile, read_lora
-from klora.files.declared import digest_beside
+from klora.files import Identity, LoraFile, identity_at, read_lora
 
 #: More LoRAs than a prompt and the page together are likely to have.
 _MOST_KEPT = 16
@@ -24,7 +22,7 @@ def read_kept(path: str) -> LoraFile:
     """The LoRA file at ``path``, read again only if it has changed, or the configuration beside it; raises
     `LoraFileError`."""
     try:
-        key = (path, replace(Identity.at(path), beside=digest_beside(path)))
+        key = (path, identity_at(path))
     except OSError:
         return read_lora(path)  # says what is wrong with it
     with _table:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from klora.errors import KloraError
-from klora.files import Identity, host_layer_to_canonical, is_attention, read_lora
+from klora.files import Identity, host_layer_to_canonical, identity_at, is_attention, read_lora
 from klora.files.canonical import part_names
 from klora.files.conversion import state_dict_in
 from klora.hosts.common.again import read_again_by_host
@@ -103,10 +103,9 @@ def _is_new(path: str, mark: str) -> bool:
     """Whether the file was replaced or rewritten otherwise since the host read it here, or was never read
     here."""
     try:
-        state = Identity.at(path)
+        state = replace(identity_at(path), rewritten=mark)
     except OSError:
         return False  # the host says it better
-    state = replace(state, rewritten=mark)
     is_new = _seen.get(path) != state
     _seen[path] = state
     return is_new
