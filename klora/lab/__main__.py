@@ -13,6 +13,7 @@ import torch
 from klora.__main__ import answered, write_what_the_console_can
 from klora.errors import KloraError
 from klora.lab import checkpoint
+from klora.lab.counts import check_counts
 from klora.lab.fronts import commands as benchmark
 from klora.lab.fronts import second_opinion as crosscheck
 from klora.lab.training import further, stages
@@ -78,9 +79,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return benchmark.run(chosen)
     if chosen.command == "crosscheck":
         return crosscheck.run(chosen)
-    for name in ("threads", "workers"):
-        if getattr(chosen, name) < 1:
-            raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
+    check_counts(chosen, "threads", "workers")
     _check_rehearsal(chosen)
     torch.set_num_threads(chosen.threads)
     job = stages.Job(chosen.cache, chosen.out, chosen.minutes, chosen.workers, chosen.rehearse)

@@ -61,16 +61,23 @@ class Pair:
 
 
 def recipes_of(kind: str, half: str, names: Sequence[str] | None = None) -> list[Recipe]:
-    """The recipes of a kind and a half, or those that are named; raises `KloraError` for an unknown name."""
-    half = half_of_styles(half) if kind == STYLE else half
+    """The recipes of a kind and one of `GROUPS`, or those that are named; raises `KloraError` for an unknown
+    name.
+    """
+    halves = {half_of_styles(one) if kind == STYLE else one for one in GROUPS[half]}
     made = (*RECIPES.values(), *FURTHER.values())
-    there = {one.subject: one for one in made if one.kind == kind and one.half == half}
+    there = {one.subject: one for one in made if one.kind == kind and one.half in halves}
     unknown = set(names or ()) - set(there)
     if unknown:
         raise KloraError(
             f"the {half} half has no {kind} {', '.join(sorted(unknown))}; there are: {', '.join(there)}."
         )
     return [there[name] for name in names] if names else list(there.values())
+
+
+def has_pairs(world: str, half: str) -> bool:
+    """Whether every half of one of `GROUPS` has subjects of a world."""
+    return all(recipes_of(WORLDS[world], one) for one in GROUPS[half])
 
 
 def _spread(styles: list[Recipe], place: int, spread: int | None) -> list[Recipe]:
@@ -90,21 +97,16 @@ def all_pairs(
 ) -> list[Pair]:
     """Every subject of one of `GROUPS` in a world with every style that it meets, subject by subject.
 
-    With ``spread`` each subject with that many styles, which rotate, so that all are met alike. Raises
-    `KloraError` for a file that is missing, for a spread below 1, and where a half has no such subject.
+    With ``spread`` each subject with that many styles, 1 or more, which rotate, so that all are met alike.
+    Raises `KloraError` for a file that is missing and where a half has no such subject.
     """
-    if spread is not None and spread < 1:
-        raise KloraError(f"--spread is {spread}; write a number of at least 1.")
-    pairs: list[Pair] = []
-    for one in GROUPS[half]:
-        of_half = [
-            Pair(content, style, folder)
-            for place, content in enumerate(recipes_of(WORLDS[world], one, subjects))
-            for style in _spread(recipes_of(STYLE, one, styles), place, spread)
-        ]
-        if not of_half:
-            raise KloraError(f"the {one} half has no {world}; leave out --half or name another world.")
-        pairs += of_half
+    if not has_pairs(world, half):
+        raise KloraError(f"the {half} half has no {world}; leave out --half or name another world.")
+    pairs = [
+        Pair(content, style, folder)
+        for place, content in enumerate(recipes_of(WORLDS[world], half, subjects))
+        for style in _spread(recipes_of(STYLE, content.half, styles), place, spread)
+    ]
     for pair in pairs:
         _check_files(pair)
     return pairs

@@ -18,7 +18,8 @@ from PIL import Image  # noqa: E402
 
 from klora.errors import KloraError  # noqa: E402
 from klora.lab.__main__ import main as lab  # noqa: E402
-from klora.lab.fronts import methods, report, statistics, worlds  # noqa: E402
+from klora.lab.__main__ import parser  # noqa: E402
+from klora.lab.fronts import commands, methods, report, statistics, worlds  # noqa: E402
 from klora.lab.fronts.statistics import Front  # noqa: E402
 from klora.lab.scoring import MEASURES  # noqa: E402
 from klora.presets import BALANCED  # noqa: E402
@@ -237,6 +238,30 @@ def test_numbers_are_checked_before_pictures_are_made(
     assert lab(["benchmark", "--methods", "weights", "--out", str(out), *more]) == 2
     assert capsys.readouterr() == ("", f"klora: {told}\n")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("nobody",), "the development half has no individual nobody; there are: "),
+        (("bear-top-hat",), "--leave-out leaves no subject; leave out fewer."),
+    ],
+)
+def test_who_is_left_out_is_checked(
+    names: tuple[str, ...], told: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["benchmark", "--methods", "weights", "--weights", str(weights), "--out", str(tmp_path / "out")]
+    pair = ("--subjects", "bear-top-hat", "--styles", "engraving")
+    assert lab([*asked, *pair, "--leave-out", *names]) == 2
+    assert capsys.readouterr().err.startswith(f"klora: {told}")
+
+
+def test_all_but_those_that_are_left_out(weights: Path, tmp_path: Path) -> None:
+    asked = ["benchmark", "--weights", str(weights), "--out", str(tmp_path), "--methods", "weights"]
+    subjects = ("--subjects", "rabbit-face-sunglasses", "panda-crown", "--leave-out", "panda-crown")
+    chosen = parser().parse_args([*asked, *subjects])
+    study = commands._study(chosen, "individuals", "test")
+    assert {pair.content.subject for pair in study.pairs} == {"rabbit-face-sunglasses"}
 
 
 def test_a_file_as_the_folder_is_refused_before_pictures_are_made(

@@ -90,6 +90,8 @@ def test_the_halves_are_as_they_were(tmp_path: Path) -> None:
 def test_they_can_be_reported_together_with_the_test_half(tmp_path: Path) -> None:
     apart = [all_pairs("individuals", half, _empty_files(tmp_path)) for half in ("test", FURTHER_HALF)]
     assert all_pairs("individuals", "test+further", tmp_path) == [*apart[0], *apart[1]]
+    named = all_pairs("individuals", "test+further", tmp_path, subjects=["panda-crown", "panda-womans-hat"])
+    assert [pair.content.half for pair in named] == ["test"] * 3 + [FURTHER_HALF] * 3
     of_kind: dict[str, set[str]] = {}
     for pair in [*apart[0], *apart[1]]:
         of_kind.setdefault(UNITS["kind"](pair), set()).add(UNITS["subject"](pair))
@@ -98,8 +100,9 @@ def test_they_can_be_reported_together_with_the_test_half(tmp_path: Path) -> Non
 
 
 def test_what_they_lack_is_said(tmp_path: Path) -> None:
-    with pytest.raises(KloraError, match="has no strangers"):
-        all_pairs("strangers", FURTHER_HALF, tmp_path)
+    for half in (FURTHER_HALF, "test+further"):
+        with pytest.raises(KloraError, match="has no strangers"):
+            all_pairs("strangers", half, tmp_path)
     with pytest.raises(KloraError, match="train --further"):
         all_pairs("individuals", FURTHER_HALF, tmp_path)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from klora.errors import KloraError
 from klora.files.writing import made_folder
+from klora.lab.counts import check_counts
 from klora.lab.fronts import methods, prediction, report, worlds
 from klora.lab.fronts.statistics import Front
 from klora.lab.fronts.store import Sampling, Store
 from klora.lab.fronts.study import UNITS, Study, make_all
-from klora.lab.pairs import GROUPS, HALVES, WORLDS, all_pairs
+from klora.lab.pairs import GROUPS, HALVES, WORLDS, all_pairs, recipes_of
 from klora.schedule import LARGEST_GUIDANCE_SCALE
 from klora.settings import Settings
 
@@ -38,6 +39,7 @@ def add_arguments(parser: ArgumentParser, default_weights: Path) -> None:
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="such as 'K-LoRA keep=0.7'")
     parser.add_argument("--subjects", nargs="+", metavar="NAME")
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="all subjects but these")
     parser.add_argument("--styles", nargs="+", metavar="NAME")
     parser.add_argument("--spread", type=int, help="each subject with so many styles, which rotate")
     parser.add_argument(
@@ -102,9 +104,7 @@ def run(chosen: Namespace) -> int:
 
 def _check_numbers(chosen: Namespace) -> None:
     """Raise `KloraError` for a number that no picture can be made with; asked before the first is made."""
-    for name in ("seeds", "steps", "workers"):
-        if getattr(chosen, name) < 1:
-            raise KloraError(f"--{name} is {getattr(chosen, name)}; write a number of at least 1.")
+    check_counts(chosen, "seeds", "steps", "workers", "spread")
     if not 0 <= chosen.guidance_scale <= LARGEST_GUIDANCE_SCALE:  # also refuses NaN
         raise KloraError(
             f"--guidance-scale is {chosen.guidance_scale:g}; write a number from 0 to "
@@ -124,10 +124,18 @@ def _study(chosen: Namespace, world: str, half: str) -> Study:
     """The study that the arguments ask for, on a half of a world."""
     sampling = Sampling(chosen.weights, chosen.guidance_scale, chosen.steps)
     names = dict.fromkeys(chosen.methods or methods.study())
+    recipes_of(WORLDS[world], half, chosen.leave_out)  # refuses an unknown name
+    pairs = [
+        pair
+        for pair in all_pairs(world, half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread)
+        if pair.content.subject not in chosen.leave_out
+    ]
+    if not pairs:
+        raise KloraError("--leave-out leaves no subject; leave out fewer.")
     return Study(
         Store(chosen.out / "scores", sampling),
         [methods.method(name) for name in names],
-        all_pairs(world, half, sampling.loras, chosen.subjects, chosen.styles, chosen.spread),
+        pairs,
         range(chosen.seeds),
         tuple(chosen.balances),
     )

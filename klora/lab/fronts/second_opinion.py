@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from klora.errors import KloraError
 from klora.lab import checkpoint, truth
+from klora.lab.counts import check_counts
 from klora.lab.fronts import crosscheck, methods
 from klora.lab.fronts.crosscheck import Eye, agreement
 from klora.lab.fronts.report import markdown
 from klora.lab.fronts.store import Sampling
 from klora.lab.fronts.study import Prepared, Task
 from klora.lab.judges import judges_of
-from klora.lab.pairs import GROUPS, WORLDS, Pair, all_pairs, recipes_of
+from klora.lab.pairs import GROUPS, WORLDS, Pair, all_pairs, has_pairs
 from klora.lab.scoring import score
 
 NAMES: tuple[str, ...] = (methods.DEFAULT, "weights guidance=none", "weights", "K-LoRA")
@@ -58,8 +58,7 @@ def run(chosen: Namespace) -> int:
     """Make the pictures, ask both, and print what they say and how far they agree."""
     from tqdm import tqdm
 
-    if chosen.seeds < 1:
-        raise KloraError(f"--seeds is {chosen.seeds}; write a number of at least 1.")
+    check_counts(chosen, "seeds", "spread")
     eye, sampling = crosscheck.efficientnet(), Sampling(chosen.weights)
     pairs = {world: _pairs(chosen, world) for world in WORLDS}
     told: dict[str, dict[str, list[Opinions]]] = {}
@@ -76,7 +75,7 @@ def run(chosen: Namespace) -> int:
 
 def _pairs(chosen: Namespace, world: str) -> list[Pair]:
     """The pairs of a world; none where a half has no subject of it."""
-    if not all(recipes_of(WORLDS[world], half) for half in GROUPS[chosen.half]):
+    if not has_pairs(world, chosen.half):
         return []
     return all_pairs(world, chosen.half, chosen.weights / "loras", spread=chosen.spread)
 

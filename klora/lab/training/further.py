@@ -33,8 +33,7 @@ def run(job: Job, source: Path) -> None:
 
 
 def copy_what_is_needed(source: Path, folder: Path) -> None:
-    """Copy checkpoint, judges and LoRAs: styles for the further individuals to meet, and the test half's
-    subjects, so that both can be reported together.
+    """Copy checkpoint, judges and LoRAs; the subjects' too, so that all can be reported from one folder.
 
     Raises `KloraError` if the model or the judges are not in ``source``.
     """

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from klora.lab.model import SIZE
 from klora.lab.world import icons
 from klora.lab.world.icons import Picture
-from klora.lab.world.kinds import listed, words
+from klora.lab.world.kinds import words
 from klora.lab.world.styles import SCALE, Style, reduced
 
 SHRINK = 0.82
@@ -138,16 +138,11 @@ FURTHER: tuple[Individual, ...] = (
     _wearing("camel", Placed("crown", 0.62, 0.12, 0.4), trigger="jivank"),
 )
 """Individuals that were thought of when both halves had been seen and the default stood, to repeat the test
-half's comparison: twelve kinds of no pair, and the test half's kinds with other things. Each is in kinds and
-things what the judges see right in its true drawings in all styles that it is judged in, as drawn and through
-the autoencoder. The judges have no lessons of theirs."""
+half's comparison: twelve kinds of no pair, and the test half's kinds with other things. The judges see kind
+and things right in the true drawings of each, in all styles that it is judged in, as drawn and through the
+autoencoder. They have no lessons of these individuals."""
 
 ALL_INDIVIDUALS: tuple[Individual, ...] = INDIVIDUALS["development"] + INDIVIDUALS["test"]
-THINGS: tuple[str, ...] = listed(
-    "top-hat glasses ribbon headphone rescue-workers-helmet"
-    " sunglasses crown womans-hat graduation-cap rosette backpack"
-)
-"""Everything that is worn, in the order in which the judge of things names it."""
 SAID: dict[str, str] = {
     "top-hat": "a top hat",
     "glasses": "glasses",
@@ -162,6 +157,8 @@ SAID: dict[str, str] = {
     "backpack": "a backpack",
 }
 """What a reader is told of each thing."""
+THINGS: tuple[str, ...] = tuple(SAID)
+"""Everything that is worn, in the order in which the judge of things names it."""
 BY_NAME: dict[str, Individual] = {one.name: one for one in ALL_INDIVIDUALS + FURTHER}
 
 
